@@ -1,0 +1,1 @@
+"""The other systems that DeepSUM is compared with."""

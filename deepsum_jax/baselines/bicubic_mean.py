@@ -1,0 +1,51 @@
+"""Bicubic+Mean: the row that stands beside every model."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deepsum_jax import ops, prepare, registration
+
+
+def registered_stack(
+    lr: np.ndarray, masks: np.ndarray, scale: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Upsampled frames on frame 0's grid, by masked integer cross-correlation.
+
+    Args:
+      lr: [N, h, w, C] raw; non-finite only where masked.
+      masks: [N, h, w] bool.
+
+    Returns:
+      images [N, H, W, C] float32 and masks [N, H, W] bool; what a shift brings in from outside
+      is unreliable.
+    """
+    images = prepare.upsample(prepare.fill_hidden(lr, masks), scale)
+    up = ops.nearest_upsample(masks, scale)
+    shifts = registration.register_frames(images, up)
+    moved = [
+        np.moveaxis(ops.translate(np.moveaxis(image, -1, 0), shift), 0, -1)
+        for image, shift in zip(images, shifts)
+    ]
+    return np.stack(moved), prepare.aligned_masks(masks, shifts, scale)
+
+
+def bicubic_mean(lr: np.ndarray, masks: np.ndarray, scale: int) -> np.ndarray:
+    """Mean of the bicubic-upsampled frames, registered on frame 0.
+
+    Clouded pixels are filled from the first frame that is reliable there, as in mutual
+    inpainting, and keep their value where none is.
+
+    Args:
+      lr: [N, h, w, C] raw, frame 0 the reference.
+      masks: [N, h, w] bool, True = reliable.
+      scale: r.
+
+    Returns:
+      float32 [r·h, r·w, C], raw.
+    """
+    images, clear = registered_stack(lr, masks, scale)
+    first = np.argmax(clear, axis=0)  # [H, W], the first reliable frame
+    donor = np.take_along_axis(images, first[None, ..., None], axis=0)
+    fill = ~clear & clear.any(axis=0)
+    return np.where(fill[..., None], donor, images).mean(axis=0)

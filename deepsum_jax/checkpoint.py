@@ -1,0 +1,245 @@
+"""What is kept on disk: self-describing parameter bundles, and resumable training state (orbax).
+
+A bundle is a folder of orbax `params/` and `bundle.json`. A training state lies in the manager's
+numbered folders together with the position in the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from deepsum_jax import files
+from deepsum_jax.config import ModelConfig, Section
+from deepsum_jax.deepsum import Params, init_params
+
+FORMAT = 1
+# What turns the description of format n into that of format n + 1.
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+_STAGES = ("deepsum", "regnet", "sisrnet")  # the one that serves best first
+
+
+def package_version() -> str:
+    """The installed version, or "unknown" in a checkout that is not installed."""
+    try:
+        return importlib.metadata.version("deepsum_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+@dataclasses.dataclass(frozen=True)
+class BundleInfo(Section):
+    """Where parameters come from. Everything may be unknown but the reference rule."""
+
+    bands: tuple[str, ...] = ()  # that they were trained on
+    reference: str = "clearest"  # rule that picks a stack's frame 0
+    stage: str = ""  # that made them
+    step: int = 0  # of that stage
+    seed: int | None = None
+    data_fingerprint: str = ""  # of the training data's bytes
+    train_scenes: tuple[str, ...] = ()  # BAND/NAME
+    validation_scenes: tuple[str, ...] = ()
+    validation_cpsnr: float | None = None  # dB
+
+
+@flax.struct.dataclass
+class Bundle:
+    """Parameters with all that is needed to use them: a pytree with static configuration.
+
+    Attributes:
+      params: {"sisrnet", "regnet", "fusionnet"}, or fewer sub-trees from an earlier stage.
+      config: of the network, with its normalisation.
+      info: where they come from.
+    """
+
+    params: Params
+    config: ModelConfig = flax.struct.field(pytree_node=False, default=ModelConfig())
+    info: BundleInfo = flax.struct.field(pytree_node=False, default=BundleInfo())
+
+
+def _describe(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "package_version": package_version(),
+        "model": bundle.config.to_dict(),
+        **bundle.info.to_dict(),
+    }
+
+
+def save_params(path: str | os.PathLike[str], bundle: Bundle) -> None:
+    """Writes a bundle as a folder, aside and then renamed.
+
+    A bundle that stands there is replaced; anything else is left alone.
+
+    Args:
+      path: the folder; its parents are made.
+      bundle: what to write.
+
+    Raises:
+      TypeError: not a bundle.
+      ValueError: `path` exists and is not a bundle.
+    """
+    if not isinstance(bundle, Bundle):
+        raise TypeError(f"bundle: found {type(bundle).__name__}, expected a Bundle")
+    path = Path(os.path.abspath(path))
+    if path.exists() and not (path / "bundle.json").is_file() and not _is_empty_folder(path):
+        raise ValueError(f"{path}: exists and is not a parameter bundle; not overwritten")
+    with files.written_aside(path) as aside:
+        aside.mkdir()
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(aside / "params", jax.tree.map(np.asarray, bundle.params))
+        files.write_json(aside / "bundle.json", _describe(bundle))
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def find_bundle(path: str | os.PathLike[str]) -> Path:
+    """The bundle's folder: `path` itself, or the best one in a training working directory.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: a folder that is neither.
+    """
+    path = Path(os.path.abspath(path))
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such folder, expected a parameter bundle or a workdir")
+    if (path / "bundle.json").is_file():
+        return path
+    for stage in _STAGES:
+        for kind in ("best", "last"):
+            if (path / stage / kind / "bundle.json").is_file():
+                return path / stage / kind
+    what = "a workdir without any saved parameters yet" if (path / "config.json").is_file() else (
+        "no bundle.json")  # fmt: skip
+    raise ValueError(f"{path}: found {what}, expected a parameter bundle or a trained workdir")
+
+
+def _read_description(folder: Path) -> tuple[ModelConfig, BundleInfo]:
+    where = folder / "bundle.json"
+    described = files.read_json(where)
+    if not isinstance(described, dict) or not isinstance(described.get("format"), int):
+        raise ValueError(f"{where}: found no format number, expected a bundle description")
+    if described["format"] > FORMAT:
+        raise ValueError(
+            f"{where}: found format {described['format']} (written by deepsum_jax "
+            f"{described.get('package_version', '?')}), expected at most {FORMAT}; "
+            "update deepsum_jax"
+        )
+    for version in range(described["format"], FORMAT):
+        if version not in _MIGRATIONS:
+            raise ValueError(f"{where}: found format {version}, which never was")
+        described = _MIGRATIONS[version](described)
+    known = {f.name for f in dataclasses.fields(BundleInfo)}
+    try:
+        if "model" not in described:
+            raise ValueError("no model configuration")
+        config = ModelConfig.from_dict(described["model"])
+        info = BundleInfo.from_dict({k: v for k, v in described.items() if k in known})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return config, info
+
+
+def load_params(path: str | os.PathLike[str]) -> Bundle:
+    """Reads a parameter bundle, or the best one of a training working directory.
+
+    Args:
+      path: the folder.
+
+    Returns:
+      A `Bundle` whose arrays are numpy's, ready for any device.
+
+    Raises:
+      FileNotFoundError: no such folder.
+      ValueError: no bundle there, one of a newer format, or parameters that do not fit the
+        configuration beside them.
+    """
+    folder = find_bundle(path)
+    config, info = _read_description(folder)
+    params = _restore(folder / "params")
+    _check_params(params, config, folder)
+    return Bundle(params, config, info)
+
+
+def _restore(path: Path) -> Params:
+    if not path.is_dir():
+        raise ValueError(f"{path}: found no folder, expected orbax parameters")
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            metadata = checkpointer.metadata(path).item_metadata
+            tree = getattr(metadata, "tree", metadata)
+            target = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
+            return checkpointer.restore(path, target)
+        except Exception as error:  # orbax raises many kinds for damaged files
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{path}: cannot be read as orbax parameters ({first[:200]})") from None
+
+
+def _check_params(params: Params, config: ModelConfig, folder: Path) -> None:
+    wanted = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    shapes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.split("/")[0] in params and shapes.get(name) != leaf.shape:
+            raise ValueError(
+                f"{folder}: parameter {name}: found shape {shapes.get(name, 'nothing')}, "
+                f"expected {leaf.shape}"
+            )
+
+
+class StateKeeper:
+    """Training states by step, each with the position in the data; the last two are kept.
+
+    Args:
+      folder: of this stage's states.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+        self._manager = ocp.CheckpointManager(os.path.abspath(folder), options=options)
+
+    def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
+        """Saves in the background; what is being written counts only once it is complete."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
+            ),
+        )
+
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest complete state as numpy arrays, and its position; None if there is none.
+
+        Args:
+          like: a state of the same structure.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore()
+            ),
+        )
+        return restored.state, restored.position
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,160 @@
+"""DeepSUM: the whole network, and what standardisation means for it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from deepsum_jax import ops
+from deepsum_jax.config import ModelConfig, Normalization
+from deepsum_jax.fusionnet import FusionNet
+from deepsum_jax.regnet import RegNet, filters_from_logits
+from deepsum_jax.sisrnet import SISRNet
+
+Array = jax.Array
+Params = Any  # a nested dict of arrays
+
+
+class Output(NamedTuple):
+    """What DeepSUM makes of a batch of stacks."""
+
+    sr: Array  # [B, H, W, C], standardised by hr_mean and hr_std
+    filters: Array  # [B, N − 1, K, K], the dynamic filters of frames 1 … N − 1
+    masks: Array  # [B, N, H, W, 1] bool, on frame 0's grid
+    base: Array  # [B, H, W, C], the global residual branch, in the units of `sr`
+
+
+def _constant(value: float | tuple[float, ...], dtype: Any) -> np.ndarray:
+    return np.atleast_1d(np.asarray(value, np.float64)).astype(dtype)
+
+
+def to_input(x: Array, norm: Normalization) -> Array:
+    """Raw counts [..., C] → standardised inputs."""
+    return (x - _constant(norm.lr_mean, x.dtype)) / _constant(norm.lr_std, x.dtype)
+
+
+def to_target(y: Array, norm: Normalization) -> Array:
+    """Raw HR counts [..., C] → standardised targets."""
+    return (y - _constant(norm.hr_mean, y.dtype)) / _constant(norm.hr_std, y.dtype)
+
+
+def from_output(sr: Array, norm: Normalization) -> Array:
+    """Standardised SR [..., C] → raw counts."""
+    return sr * _constant(norm.hr_std, sr.dtype) + _constant(norm.hr_mean, sr.dtype)
+
+
+def input_to_output(x: Array, norm: Normalization) -> Array:
+    """From the inputs' standardisation to the outputs': the global residual's change of units."""
+    lr_mean, lr_std, hr_mean, hr_std = (
+        np.atleast_1d(np.asarray(v, np.float64))
+        for v in (norm.lr_mean, norm.lr_std, norm.hr_mean, norm.hr_std)
+    )
+    factor, offset = lr_std / hr_std, (lr_mean - hr_mean) / hr_std
+    return x * factor.astype(x.dtype) + offset.astype(x.dtype)
+
+
+class DeepSUM(nn.Module):
+    """SISRNet, RegNet with its global dynamic convolution, mutual inpainting, FusionNet.
+
+    `DeepSUM(config).apply({"params": params}, images, masks)` gives an `Output`.
+    """
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        self.sisrnet = SISRNet(self.config)
+        self.regnet = RegNet(self.config)
+        self.fusionnet = FusionNet(self.config)
+
+    def __call__(self, images: Array, masks: Array, masks_registered: bool = False) -> Output:
+        """Super-resolves a batch of stacks.
+
+        Args:
+          images: [B, N, H, W, C], upsampled and standardised; frame 0 is the reference.
+          masks: [B, N, H, W, 1] bool, True = reliable.
+          masks_registered: static. False aligns the masks with frame 0 by the dynamic filters;
+            True says that they lie on frame 0's grid.
+
+        Raises:
+          ValueError: shapes other than the configuration's, or too small for the filters.
+        """
+        self._check(images, masks)
+        masks = masks.astype(bool)
+        features = self.encode(images)  # [B, N, H, W, F]
+        if self.config.inpainting == "before_registration":
+            if not masks_registered:
+                masks = self.align_masks(masks, self.propose_filters(features))
+            features, images = self.inpaint(features, masks), self.inpaint(images, masks)
+        filters = self.propose_filters(features)  # [B, N − 1, K, K]
+        features, images = self.register(features, filters), self.register(images, filters)
+        if self.config.inpainting == "after_registration":
+            if not masks_registered:
+                masks = self.align_masks(masks, filters)
+            features, images = self.inpaint(features, masks), self.inpaint(images, masks)
+        base = self.residual_base(images)  # [B, H, W, C]
+        sr = self.fuse(features) + base  # [B, H, W, C]
+        return Output(sr, filters, masks, base)
+
+    def _check(self, images: Array, masks: Array) -> None:
+        frames, channels = self.config.num_frames, self.config.channels
+        shape = jnp.shape(images)
+        if len(shape) != 5 or shape[1] != frames or shape[-1] != channels:
+            raise ValueError(f"images: found shape {shape}, expected [B, {frames}, H, W, {channels}]")
+        if jnp.shape(masks) != (*shape[:4], 1):
+            raise ValueError(f"masks: found shape {jnp.shape(masks)}, expected {(*shape[:4], 1)}")
+        least = max(2, self.config.filter_size // 2 + 1)  # reflection needs that many pixels
+        if min(shape[2:4]) < least:
+            raise ValueError(
+                f"images: found {shape[2]}×{shape[3]} pixels, expected at least {least}×{least}"
+            )
+
+    def encode(self, images: Array) -> Array:
+        """SISRNet: [..., H, W, C] → features [..., H, W, F]."""
+        return self.sisrnet(images)
+
+    def propose_filters(self, features: Array) -> Array:
+        """RegNet: features [B, N, H, W, F] → filters [B, N − 1, K, K]."""
+        return filters_from_logits(self.regnet(features))
+
+    def register(self, x: Array, filters: Array) -> Array:
+        """Global dynamic convolution of frames 1 … N − 1; frame 0 passes untouched."""
+        moved = ops.global_dynamic_convolution(x[:, 1:], filters, self.config.precision)
+        return jnp.concatenate([x[:, :1], moved], axis=1)
+
+    def align_masks(self, masks: Array, filters: Array) -> Array:
+        """Masks on frame 0's grid: reliable where at least `mask_threshold` of what the filter
+        gathers is. No gradient flows."""
+        filters = lax.stop_gradient(filters)
+        fraction = ops.global_dynamic_convolution(
+            masks[:, 1:].astype(filters.dtype), filters, self.config.precision
+        )
+        # A filter sums to one but for rounding: a fully clear neighbourhood always passes.
+        aligned = fraction >= self.config.mask_threshold - 1e-5
+        return jnp.concatenate([masks[:, :1], aligned], axis=1)
+
+    def inpaint(self, x: Array, masks: Array) -> Array:
+        """Mutual inpainting of [B, N, H, W, ·] under masks on frame 0's grid."""
+        return ops.mutual_inpainting(x, masks)
+
+    def residual_base(self, images: Array) -> Array:
+        """The global residual: mean of the registered, filled inputs, in output units."""
+        return input_to_output(images.mean(axis=1), self.config.normalization)
+
+    def fuse(self, features: Array) -> Array:
+        """FusionNet: [B, N, H, W, F] → residual [B, H, W, C]."""
+        residual = self.fusionnet(features)
+        return residual.astype(jnp.promote_types(residual.dtype, jnp.float32))
+
+
+def init_params(config: ModelConfig, key: Array) -> Params:
+    """Parameters of a fresh `DeepSUM(config)`: {"sisrnet", "regnet", "fusionnet"}."""
+    size = max(8, config.filter_size)
+    images = jnp.zeros((1, config.num_frames, size, size, config.channels), config.dtype)
+    masks = jnp.ones((1, config.num_frames, size, size, 1), bool)
+    init = jax.jit(lambda k: DeepSUM(config).init(k, images, masks, masks_registered=True))
+    return init(key)["params"]

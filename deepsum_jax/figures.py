@@ -1,0 +1,70 @@
+"""Pictures: panels of one scene side by side, as a person would compare them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from deepsum_jax import files
+
+matplotlib.use("Agg", force=False)
+
+Panel = tuple[str, np.ndarray]  # title, image [H, W]
+
+
+def stretch(images: Sequence[np.ndarray], clear: np.ndarray | None = None) -> tuple[float, float]:
+    """Display limits that images share: the 1st and 99th percentile of their finite pixels."""
+    values = np.concatenate([np.ravel(i if clear is None or clear.shape != i.shape else i[clear])
+                             for i in images])  # fmt: skip
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0
+    low, high = np.percentile(values, [1, 99])
+    return float(low), float(max(high, low + 1e-6))
+
+
+def match_brightness(image: np.ndarray, target: np.ndarray, clear: np.ndarray) -> np.ndarray:
+    """An image with its mean over clear pixels moved to the target's, as cPSNR does."""
+    return image + (target[clear].mean() - image[clear].mean()) if clear.any() else image
+
+
+def grid(rows: Sequence[tuple[str, Sequence[Panel]]], error_scale: float | None = None) -> Figure:
+    """A figure of rows of images; panels whose title starts with "error" share one error scale."""
+    columns = max(len(panels) for _, panels in rows)
+    figure = Figure(figsize=(2.6 * columns + 0.3, 2.85 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (label, panels) in zip(axes, rows):
+        shown = [image for title, image in panels if not title.startswith("error")]
+        low, high = stretch(shown)
+        for axis in line:
+            axis.set_axis_off()
+        for axis, (title, image) in zip(line, panels):
+            if title.startswith("error"):
+                limit = error_scale or max(1e-6, float(np.nanpercentile(np.abs(image), 99)))
+                axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+            else:
+                axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            axis.set_title(title, fontsize=9)
+        line[0].text(-0.04, 0.5, label, transform=line[0].transAxes, rotation=90,
+                     va="center", ha="right", fontsize=9)  # fmt: skip
+    return figure
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a figure as PNG, aside and then renamed."""
+    with files.written_aside(Path(path)) as aside:
+        figure.savefig(aside, dpi=110, format="png")
+
+
+def to_array(figure: Figure) -> np.ndarray:
+    """A figure as RGB pixels, uint8 [height, width, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,262 @@
+"""Pure array functions: the operators the networks, the loss and the preparation are made of.
+
+Shape vocabulary, used in every module:
+
+====  =====================================================================
+B     batch
+T     frames of a scene; N frames of a stack (the network's, 9 by default)
+r     scale, HR pixels per LR pixel (3)
+h, w  LR grid; H = r·h and W = r·w the upsampled grid
+C     channels (bands); F features
+K     side of a dynamic filter (9); d border of the alignment search (3)
+====  =====================================================================
+
+Frame 0 of a stack is its reference frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Array = jax.Array
+Precision = Any  # anything `lax.conv_general_dilated` takes as `precision`
+
+_KEYS_A = -0.5
+
+
+def _keys_kernel(t: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution kernel with a = −0.5 (Keys 1981, eq. 15), at distances `t`."""
+    t = np.abs(t)
+    near = ((_KEYS_A + 2) * t - (_KEYS_A + 3)) * t * t + 1
+    far = _KEYS_A * (((t - 5) * t + 8) * t - 4)
+    return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+
+
+def _upsample_axis(x: np.ndarray, scale: int, axis: int) -> np.ndarray:
+    """Cubic upsampling of one axis, polyphase: each of the `scale` phases is a 4-tap filter."""
+    x = np.moveaxis(x, axis, -1)
+    size = x.shape[-1]
+    # An output pixel's centre lies at most half an LR pixel from its LR pixel's: ±2 taps suffice.
+    padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(2, 2)], mode="edge")
+    out = np.empty((*x.shape, scale), x.dtype)
+    for phase in range(scale):
+        offset = (phase + 0.5) / scale - 0.5
+        taps = _keys_kernel(np.arange(-2, 3) - offset)
+        out[..., phase] = sum(
+            x.dtype.type(tap) * padded[..., k : k + size] for k, tap in enumerate(taps) if tap
+        )
+    return np.moveaxis(out.reshape(*x.shape[:-1], size * scale), -1, axis)
+
+
+def bicubic_upsample(frames: np.ndarray, scale: int, clip: bool = True) -> np.ndarray:
+    """Bicubic upsampling of frames on the host, as DeepSUM's inputs are made.
+
+    Keys' kernel with a = −0.5, half-pixel centres, edge values replicated.
+
+    Args:
+      frames: [..., h, w], any real dtype and unit; finite.
+      scale: r ≥ 1.
+      clip: clip each frame to its own range, which removes overshoot.
+
+    Returns:
+      float32 [..., r·h, r·w] (float64 if `frames` is).
+    """
+    frames = np.asarray(frames)
+    x = frames.astype(np.float64 if frames.dtype == np.float64 else np.float32)
+    up = _upsample_axis(_upsample_axis(x, scale, -2), scale, -1)
+    if clip:
+        low = x.min(axis=(-2, -1), keepdims=True)
+        high = x.max(axis=(-2, -1), keepdims=True)
+        up = np.clip(up, low, high, out=up)
+    return up
+
+
+def nearest_upsample(masks: np.ndarray, scale: int) -> np.ndarray:
+    """Masks by nearest neighbour: [..., h, w] → [..., r·h, r·w], on the host."""
+    return np.repeat(np.repeat(masks, scale, axis=-2), scale, axis=-1)
+
+
+def translate(x: np.ndarray, shift: Sequence[int], fill: bool | None = None) -> np.ndarray:
+    """Moves the content of [..., H, W] by an integer vector: out(y, x) = in(y − s_y, x − s_x).
+
+    Nothing wraps around: what comes in from outside is `fill`, or the nearest edge value.
+    """
+    height, width = x.shape[-2:]
+    rows = np.arange(height) - int(shift[0])
+    cols = np.arange(width) - int(shift[1])
+    out = x[..., np.clip(rows, 0, height - 1), :][..., np.clip(cols, 0, width - 1)]
+    if fill is not None:
+        out[..., (rows < 0) | (rows >= height), :] = fill
+        out[..., (cols < 0) | (cols >= width)] = fill
+    return out
+
+
+def reflect_pad(x: Array, pad: int) -> Array:
+    """Pads H and W of [..., H, W, F] by reflection about the border pixels' centres."""
+    if pad == 0:
+        return x
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(pad, pad), (pad, pad), (0, 0)], mode="reflect")
+
+
+def conv2d(x: Array, kernel: Array, precision: Precision = lax.Precision.HIGHEST) -> Array:
+    """Convolution (cross-correlation) of every frame, reflection-padded to the same size.
+
+    Args:
+      x: [..., H, W, C_in]; leading axes are frames that share the kernel.
+      kernel: [K, K, C_in, C_out], K odd.
+
+    Returns:
+      [..., H, W, C_out].
+    """
+    frames = reflect_pad(x, kernel.shape[0] // 2)
+    y = lax.conv_general_dilated(
+        frames.reshape(-1, *frames.shape[-3:]),
+        kernel,
+        window_strides=(1, 1),
+        padding="VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def conv3d(x: Array, kernel: Array, precision: Precision = lax.Precision.HIGHEST) -> Array:
+    """3-D convolution: reflection-padded on H and W, "valid" on the frame axis.
+
+    Args:
+      x: [B, N, H, W, C_in].
+      kernel: [D, K, K, C_in, C_out], D ≤ N, K odd.
+
+    Returns:
+      [B, N − D + 1, H, W, C_out].
+    """
+    return lax.conv_general_dilated(
+        reflect_pad(x, kernel.shape[1] // 2),
+        kernel,
+        window_strides=(1, 1, 1),
+        padding="VALID",
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+        precision=precision,
+    )
+
+
+def window_means(x: Array, size: int) -> Array:
+    """Means of the size² shifted windows of reflection-padded maps.
+
+    The mean over H and W of a convolution is its kernel's product with these.
+
+    Args:
+      x: [..., H, W, F].
+      size: odd.
+
+    Returns:
+      [..., size, size, F]: entry (i, j) is the mean of the H×W window at offset (i, j).
+    """
+    height, width = x.shape[-3:-1]
+    padded = reflect_pad(x, size // 2)
+    columns = jnp.stack(
+        [padded[..., i : i + height, :, :].mean(axis=-3) for i in range(size)], axis=-3
+    )  # [..., size, W + size − 1, F]
+    return jnp.stack(
+        [columns[..., j : j + width, :].mean(axis=-2) for j in range(size)], axis=-2
+    )
+
+
+def global_dynamic_convolution(
+    x: Array, filters: Array, precision: Precision = lax.Precision.HIGHEST
+) -> Array:
+    """Applies each frame's own filter to all of its feature maps (RegNet's second half).
+
+    out(y, x) = Σ_ij w[i, j] · in(y + i − K//2, x + j − K//2), with H and W padded by reflection.
+    A frame that must be translated by the integer vector s to lie on the reference has its ideal
+    filter in the delta at (K//2 − s_y, K//2 − s_x).
+
+    Args:
+      x: [B, M, H, W, F], H and W larger than K//2.
+      filters: [B, M, K, K], K odd.
+
+    Returns:
+      [B, M, H, W, F].
+    """
+    batch, frames, height, width, features = x.shape
+    size = filters.shape[-1]
+    # The B·M frames are the channels of one grouped convolution and the feature maps its batch,
+    # since all feature maps of a frame share the filter.
+    lhs = reflect_pad(x, size // 2).reshape(
+        batch * frames, height + size - 1, width + size - 1, features
+    )
+    rhs = filters.reshape(batch * frames, 1, size, size).astype(x.dtype)
+    out = lax.conv_general_dilated(
+        lhs,
+        rhs,
+        window_strides=(1, 1),
+        padding="VALID",
+        dimension_numbers=("CHWN", "OIHW", "CHWN"),
+        feature_group_count=batch * frames,
+        precision=precision,
+    )
+    return out.reshape(x.shape)
+
+
+def mutual_inpainting(x: Array, masks: Array) -> Array:
+    """Fills the unreliable pixels of every frame from the first reliable frame of the stack.
+
+    A pixel keeps its value where its own mask is reliable, and where no frame's mask is. All
+    frames take the same donor at a pixel, so one donor image does the work of the N×N
+    coefficients that the method is usually written with.
+
+    Args:
+      x: [B, N, H, W, F], registered on the reference frame.
+      masks: [B, N, H, W, 1] bool, True = reliable, on the reference frame's grid.
+
+    Returns:
+      [B, N, H, W, F].
+    """
+    frames = x.shape[1]
+    donor = x[:, -1]
+    for n in reversed(range(frames - 1)):
+        donor = jnp.where(masks[:, n], x[:, n], donor)
+    fill = ~masks & masks.any(axis=1, keepdims=True)
+    return jnp.where(fill, donor[:, None], x)
+
+
+def instance_norm(x: Array, gamma: Array, beta: Array, epsilon: float = 1e-3) -> Array:
+    """Normalises every frame and feature map over H and W (biased variance), then γ·x + β.
+
+    Statistics are taken in float32 at least, in two passes: one pass would cancel on maps with a
+    large offset.
+
+    Args:
+      x: [..., H, W, F].
+      gamma, beta: [F].
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = wide - wide.mean(axis=(-3, -2), keepdims=True)
+    variance = (centred * centred).mean(axis=(-3, -2), keepdims=True)
+    return (centred * (gamma * lax.rsqrt(variance + epsilon)) + beta).astype(x.dtype)
+
+
+def leaky_relu(x: Array) -> Array:
+    """Leaky ReLU of slope 0.2, as in every layer of DeepSUM."""
+    return jax.nn.leaky_relu(x, 0.2)
+
+
+def filter_shift(filters: Array) -> Array:
+    """The translation that a dynamic filter applies: minus its centroid.
+
+    Args:
+      filters: [..., K, K], non-negative, each summing to one.
+
+    Returns:
+      [..., 2], (s_y, s_x) in HR pixels: registered(y, x) ≈ frame(y − s_y, x − s_x).
+    """
+    taps = jnp.arange(filters.shape[-1], dtype=filters.dtype) - filters.shape[-1] // 2
+    rows = -(filters.sum(axis=-1) * taps).sum(axis=-1)
+    cols = -(filters.sum(axis=-2) * taps).sum(axis=-1)
+    return jnp.stack([rows, cols], axis=-1)

@@ -1,0 +1,72 @@
+"""Devices: mapping a step over them, sharing out batches. No other room knows how many there are.
+
+A step is mapped with `jax.pmap` over the axis "devices". State goes in and out replicated and
+without a device axis, so it looks the same on one device and on many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from deepsum_jax.config import TrainConfig
+from deepsum_jax.stages import Stage
+from deepsum_jax.step import TrainState, make_train_step
+
+AXIS = "devices"
+
+
+def describe() -> str:
+    """The devices that training will use, in words."""
+    devices = jax.devices()
+    return f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform})"
+
+
+def check_batch(batch_size: int, what: str) -> None:
+    """Raises ValueError where the devices cannot share a batch evenly."""
+    devices = jax.device_count()
+    if batch_size % devices:
+        raise ValueError(
+            f"{what}: found batch_size {batch_size}, expected a multiple of the {devices} devices"
+        )
+
+
+def process_share() -> tuple[int, int]:
+    """(index, count) of this process, for sharding the data."""
+    return jax.process_index(), jax.process_count()
+
+
+def is_first_process() -> bool:
+    """Whether this process writes what only one may write."""
+    return jax.process_index() == 0
+
+
+def shard(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """[B, …] of this process → [devices, B / devices, …]."""
+    devices = jax.local_device_count()
+    return {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
+
+
+def map_train_step(
+    stage: Stage, config: TrainConfig
+) -> Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, dict[str, jax.Array]]]:
+    """The stage's train step over all devices: (state, sharded batch) → (state, metrics).
+
+    The state's buffers are donated: use only the returned one.
+    """
+    step = make_train_step(stage, config, AXIS)
+    return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))
+
+
+def replicate(tree: Any) -> Any:
+    """Puts a pytree on every device, in new buffers, laid out as the mapped step returns state."""
+    copy = jax.pmap(lambda tree, _: tree, AXIS, in_axes=(None, 0), out_axes=None)
+    return copy(tree, np.arange(jax.local_device_count()))
+
+
+def to_host(tree: Any) -> Any:
+    """A replicated pytree as numpy arrays."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree)

@@ -1,0 +1,179 @@
+"""grain: endless, shuffled, sharded, exactly resumable batches of patches.
+
+Three views of the same patches serve the three stages: single frames with HR, reference frames
+with synthetic shifts, and whole stacks with HR.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import grain
+import numpy as np
+
+from deepsum_jax import deepsum, ops
+from deepsum_jax.config import DataConfig, ModelConfig
+from deepsum_jax.prepare import PreparedScene, aligned_masks, upsample_window
+
+Batch = dict[str, np.ndarray]
+View = Literal["frames", "shifts", "stacks"]
+
+
+class Patches:
+    """Random access to the patches of prepared scenes, standardised and upsampled.
+
+    A record is a dict of float32 and bool arrays:
+
+    * view "stacks": `images` [N, P, P, C], `masks` [N, P, P, 1], `hr` [P, P, C], `hr_mask`
+      [P, P, 1];
+    * view "frames": the same for one frame at a time, so there are N times as many records;
+      `hr` is in *input* units here, and `hr_mask` leaves out what the frame itself hides;
+    * view "shifts": `images` [1, P, P, C], the reference frame.
+    """
+
+    def __init__(
+        self, scenes: tuple[PreparedScene, ...], model: ModelConfig, data: DataConfig, view: View
+    ) -> None:
+        self.scenes, self.model, self.data, self.view = scenes, model, data, view
+        # Row p of the table is (scene, patch).
+        self.table = np.array(
+            [(i, p) for i, s in enumerate(scenes) for p in range(len(s.corners))], np.int32
+        )
+        self.per_patch = model.num_frames if view == "frames" else 1
+
+    def __len__(self) -> int:
+        return len(self.table) * self.per_patch
+
+    def __getitem__(self, index: int) -> Batch:
+        patch, frame = divmod(int(index), self.per_patch)
+        scene = self.scenes[self.table[patch, 0]]
+        corner = scene.corners[self.table[patch, 1]]
+        members = scene.members[self.table[patch, 1]]
+        if self.view == "shifts":
+            return {"images": self._images(scene, members[:1], corner)}
+        if self.view == "frames":
+            return self._frame(scene, members[frame], corner)
+        norm = self.model.normalization
+        hr, hr_mask = self._hr(scene, corner)
+        return {
+            "images": self._images(scene, members, corner),
+            "masks": self._masks(scene, members, corner),
+            "hr": np.asarray(deepsum.to_target(hr, norm), np.float32),
+            "hr_mask": hr_mask,
+        }
+
+    def _frame(self, scene: PreparedScene, member: int, corner: np.ndarray) -> Batch:
+        hr, hr_mask = self._hr(scene, corner)
+        clear = ops.nearest_upsample(self._window(scene.masks[[member]], corner), self.model.scale)
+        return {
+            "images": self._images(scene, np.array([member]), corner),
+            "hr": np.asarray(deepsum.to_input(hr, self.model.normalization), np.float32),
+            "hr_mask": hr_mask & clear[0][..., None],
+        }
+
+    def _window(self, x: np.ndarray, corner: np.ndarray, scale: int = 1) -> np.ndarray:
+        size = self.data.patch_size // self.model.scale * scale
+        y, x_ = (int(c) * scale for c in corner)
+        return x[:, y : y + size, x_ : x_ + size]
+
+    def _images(self, scene: PreparedScene, members: np.ndarray, corner: np.ndarray) -> np.ndarray:
+        scale = self.model.scale
+        size = self.data.patch_size // scale
+        images = upsample_window(scene.lr[members], corner, size, scale)
+        return np.asarray(deepsum.to_input(images, self.model.normalization), np.float32)
+
+    def _masks(self, scene: PreparedScene, members: np.ndarray, corner: np.ndarray) -> np.ndarray:
+        scale = self.model.scale
+        if self.model.mask_alignment == "filters":
+            masks = ops.nearest_upsample(self._window(scene.masks[members], corner), scale)
+        else:  # shift whole masks, so that what lies beside the patch can come in
+            aligned = aligned_masks(scene.masks[members], scene.shifts[members], scale)
+            masks = self._window(aligned, corner, scale)
+        return masks[..., None]
+
+    def _hr(self, scene: PreparedScene, corner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scale = self.model.scale
+        hr = self._window(scene.hr[None], corner, scale)[0]
+        return hr, self._window(scene.hr_mask[None], corner, scale)[0][..., None]
+
+
+def flip_and_rotate(record: Batch, code: int) -> Batch:
+    """One of the eight flips and 90° rotations, the same for all images of a record.
+
+    Args:
+      record: arrays [..., P, P, channels].
+      code: 0–7; bit 2 flips left to right, bits 0–1 count quarter turns.
+    """
+
+    def move(x: np.ndarray) -> np.ndarray:
+        x = np.rot90(x, code & 3, axes=(-3, -2))
+        return np.ascontiguousarray(x[..., ::-1, :] if code & 4 else x)
+
+    return {key: move(x) for key, x in record.items()}
+
+
+class _Finish:
+    """Augments a record, and draws its synthetic shifts where the view wants them.
+
+    What is drawn depends on (seed, epoch, record) alone, so neither the number of devices nor of
+    workers changes it.
+    """
+
+    def __init__(self, patches: Patches, seed: int) -> None:
+        self.patches, self.seed, self.records = patches, seed, len(patches)
+
+    def __call__(self, position: int, index: int) -> Batch:
+        rng = np.random.default_rng([self.seed, int(position) // self.records, int(index)])
+        record = self.patches[index]
+        if self.patches.data.augment:
+            record = flip_and_rotate(record, int(rng.integers(8)))
+        if self.patches.view == "shifts":
+            record["shifts"] = synthetic_shifts(rng, self.patches.model)
+        return record
+
+
+def synthetic_shifts(rng: np.random.Generator, model: ModelConfig) -> np.ndarray:
+    """N integer translations within the filters' reach, (0, 0) first: int32 [N, 2]."""
+    reach = model.filter_size // 2
+    shifts = rng.integers(-reach, reach + 1, (model.num_frames, 2), np.int32)
+    shifts[0] = 0
+    return shifts
+
+
+def make_iterator(
+    patches: Patches, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+) -> Any:
+    """An endless grain iterator of batches with `get_state()` and `set_state()`.
+
+    Every epoch is shuffled anew. Each process gets its share of every global batch.
+
+    Args:
+      patches: what to iterate over.
+      batch_size: over all processes.
+      seed: of the shuffles and the augmentation.
+
+    Raises:
+      ValueError: no patches, or a batch that the processes cannot share evenly.
+    """
+    if not len(patches):
+        raise ValueError("no patch to train on")
+    if batch_size % process_count:
+        raise ValueError(f"batch_size: found {batch_size}, expected a multiple of {process_count} "
+                         "processes")  # fmt: skip
+    dataset = (
+        grain.MapDataset.range(len(patches))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .map_with_index(_Finish(patches, seed))
+    )[process_index::process_count]
+    workers = patches.data.workers
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size)
+    batches = dataset.batch(batch_size // process_count).to_iter_dataset(options)
+    if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's workers crash in a plain script otherwise
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(batches)

@@ -1,0 +1,427 @@
+"""From a raw stack of low-resolution images to one super-resolved image.
+
+    python -m deepsum_jax.predict --params DIR --output FILE INPUT…
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, overload
+
+import jax
+import numpy as np
+
+from deepsum_jax import cli, deepsum, files, kelvins, ops, prepare, registration
+from deepsum_jax.checkpoint import Bundle, load_params
+from deepsum_jax.config import ModelConfig
+from deepsum_jax.scene import check_stack
+from deepsum_jax.step import Forward
+
+MAX_FRAMES = 15  # more of the clearest frames did not help (slides, "Quantitative Results")
+_MAX_WINDOW_SHIFT = 4  # HR pixels; a window's image further off is left out of the average
+
+
+class Prediction(NamedTuple):
+    """A super-resolved image and how it came about."""
+
+    image: np.ndarray  # float32 [r·h, r·w] or [r·h, r·w, C], raw units
+    reference_index: int  # in the stack; the image lies on this frame's grid
+    frames_used: tuple[int, ...]  # indices in the stack, clearest first after the reference
+    weights: np.ndarray  # float32 [len(frames_used)], each frame's share; sums to one
+
+
+def select_frames(
+    masks: np.ndarray, frames: int, reference: int | None = None, max_frames: int = MAX_FRAMES
+) -> list[int]:
+    """The frames to use, reference first, then by clearance.
+
+    Frames more than 90 % clear are kept, the bar being lowered by 5 points until `frames` remain
+    (or all with any reliable pixel).
+
+    Args:
+      masks: [T, h, w] bool.
+      frames: N.
+      reference: index of frame 0; None takes the clearest (the earliest of a tie).
+      max_frames: at most this many, but never fewer than N.
+
+    Raises:
+      ValueError: no frame has a reliable pixel.
+    """
+    clearance = masks.reshape(len(masks), -1).mean(axis=1)
+    if not clearance.any():
+        raise ValueError(f"masks: found no reliable pixel in any of {len(masks)} frames")
+    order = [int(n) for n in prepare.clearest_first(masks) if clearance[n] > 0]
+    if reference is not None:
+        order = [reference, *(n for n in order if n != reference)]
+    bar = 90
+    kept: list[int] = []
+    while bar > -5 and len(kept) < min(frames, len(order)):
+        kept = [n for n in order if n == order[0] or clearance[n] * 100 > bar]
+        bar -= 5
+    return kept[: max(max_frames, frames)]
+
+
+@functools.lru_cache(maxsize=8)
+def compiled_forward(config: ModelConfig) -> Callable[..., Any]:
+    """The jitted network of a configuration; it compiles once per image size."""
+    return jax.jit(Forward(config), static_argnames="masks_registered")
+
+
+class Windows(NamedTuple):
+    """A scene's stack cut into windows of N frames, ready for the network."""
+
+    members: tuple[tuple[int, ...], ...]  # per window, indices into the kept frames
+    frames: np.ndarray  # [M, h, w, C] raw, finite: the kept frames
+    masks: np.ndarray  # [M, h, w]
+    shifts: np.ndarray | None  # [M, 2], on the first kept frame; only if masks are shifted
+
+
+def make_windows(lr: np.ndarray, masks: np.ndarray, kept: list[int], config: ModelConfig) -> Windows:
+    """Windows of N frames, each moved by one; too few frames repeat the first."""
+    count, size = len(kept), config.num_frames
+    if count < size:
+        members: tuple[tuple[int, ...], ...] = ((*range(count), *[0] * (size - count)),)
+    else:
+        members = tuple(tuple(range(n, n + size)) for n in range(count - size + 1))
+    frames, masks = prepare.fill_hidden(lr[kept], masks[kept]), masks[kept]
+    shifts = None
+    if config.mask_alignment == "shifts":
+        shifts = registration.register_frames(
+            prepare.upsample(frames, config.scale), ops.nearest_upsample(masks, config.scale)
+        )
+    return Windows(members, frames, masks, shifts)
+
+
+def run_window(params: Any, windows: Windows, window: int, config: ModelConfig) -> Any:
+    """One window through the network: SR [H, W, C] raw and filters [N − 1, K, K], on the device."""
+    members = list(windows.members[window])
+    images = deepsum.to_input(
+        prepare.upsample(windows.frames[members], config.scale), config.normalization
+    )
+    registered = windows.shifts is not None
+    if windows.shifts is not None:
+        # The window's own first frame is its reference.
+        relative = windows.shifts[members] - windows.shifts[members[0]]
+        masks = prepare.aligned_masks(windows.masks[members], relative, config.scale)
+    else:
+        masks = ops.nearest_upsample(windows.masks[members], config.scale)
+    sr, filters = compiled_forward(config)(
+        params,
+        np.asarray(images, np.float32)[None],
+        masks[None, ..., None],
+        masks_registered=registered,
+    )
+    return sr[0], filters[0]
+
+
+def average_windows(images: list[np.ndarray]) -> tuple[np.ndarray, list[bool]]:
+    """Mean of the windows' images [H, W, C], each registered on the first by whole pixels.
+
+    Returns:
+      The mean, and which windows took part: those shifted by more than 4 pixels do not.
+    """
+    first = images[0]
+    total, count = first.astype(np.float64), np.ones((*first.shape[:2], 1))
+    part = [True]
+    everywhere = np.ones(first.shape[:2], bool)
+    correlation = registration.MaskedCorrelation(
+        first.mean(axis=-1), everywhere, search=min(2 * _MAX_WINDOW_SHIFT, min(first.shape[:2]) - 1)
+    )
+    for image in images[1:]:
+        shift = correlation.shift(image.mean(axis=-1), everywhere)
+        part.append(max(abs(s) for s in shift) <= _MAX_WINDOW_SHIFT)
+        if part[-1]:
+            inside = ops.translate(everywhere, shift, fill=False)[..., None]
+            moved = np.moveaxis(ops.translate(np.moveaxis(image, -1, 0), shift), 0, -1)
+            total += np.where(inside, moved, 0)
+            count += inside
+    return (total / count).astype(np.float32), part
+
+
+def _frame_weights(windows: Windows, part: list[bool]) -> np.ndarray:
+    """Each kept frame's share in the average, repeats included."""
+    weights = np.zeros(len(windows.frames))
+    for members, used in zip(windows.members, part):
+        if used:
+            np.add.at(weights, list(members), 1.0)
+    return (weights / weights.sum()).astype(np.float32)
+
+
+def check_predictor(bundle: Bundle) -> None:
+    """Raises where something is not a bundle, or not a whole network."""
+    if not isinstance(bundle, Bundle):
+        raise TypeError(
+            f"params: found {type(bundle).__name__}, expected a Bundle as load_params returns it"
+        )
+    missing = [name for name in ("sisrnet", "regnet", "fusionnet") if name not in bundle.params]
+    if missing:
+        raise ValueError(
+            f"params: the bundle has no {', '.join(missing)}; it can start a training (--init) "
+            "but not predict"
+        )
+
+
+def _reference_index(reference: int | str, frames: int) -> int | None:
+    if reference == "clearest":
+        return None
+    if isinstance(reference, (int, np.integer)) and not isinstance(reference, bool):
+        if 0 <= reference < frames:
+            return int(reference)
+        raise ValueError(f"reference: found {reference}, expected 0 to {frames - 1}")
+    raise ValueError(f"reference: found {reference!r}, expected 'clearest' or a frame's index")
+
+
+def _warn_if_unlike_training(lr: np.ndarray, masks: np.ndarray, config: ModelConfig) -> None:
+    clear = lr[masks]
+    norm = config.normalization
+    for c in range(clear.shape[-1]):
+        values = clear[:, c].astype(np.float64)
+        mean = float(np.atleast_1d(norm.lr_mean)[c % np.size(norm.lr_mean)])
+        std = float(np.atleast_1d(norm.lr_std)[c % np.size(norm.lr_std)])
+        if abs(values.mean() - mean) > 3 * std or not std / 10 <= values.std() <= 10 * std:
+            warnings.warn(
+                f"the stack's values (mean {values.mean():.6g}, deviation {values.std():.3g}) are "
+                f"far from those of training (mean {mean:.6g}, deviation {std:.3g}): scale them to "
+                "the training units, or train on such data",
+                UserWarning,
+                stacklevel=3,
+            )
+            return
+
+
+class SuperResolved(NamedTuple):
+    """What `super_resolve` makes of the kept frames."""
+
+    image: np.ndarray  # [H, W, C] float32, raw
+    weights: np.ndarray  # [M] each kept frame's share
+    filters: np.ndarray  # [N − 1, K, K], the dynamic filters of the first window
+
+
+def super_resolve(
+    bundle: Bundle, lr: np.ndarray, masks: np.ndarray, kept: list[int]
+) -> SuperResolved:
+    """Runs the kept frames of a stack, whose channels are the bundle's, through all windows."""
+    windows = make_windows(lr, masks, kept, bundle.config)
+    images, filters = [], []
+    for n in range(len(windows.members)):
+        sr, taps = run_window(bundle.params, windows, n, bundle.config)
+        images.append(np.asarray(sr, np.float32))
+        filters.append(np.asarray(taps, np.float32))
+    image, part = average_windows(images)
+    return SuperResolved(image, _frame_weights(windows, part), filters[0])
+
+
+@overload
+def predict(
+    params: Bundle, stack: Any, masks: Any = None, *, reference: int | str = ...,
+    return_details: Literal[False] = ..., max_frames: int = ...,
+) -> np.ndarray: ...  # fmt: skip
+
+
+@overload
+def predict(
+    params: Bundle, stack: Any, masks: Any = None, *, reference: int | str = ...,
+    return_details: Literal[True], max_frames: int = ...,
+) -> Prediction: ...  # fmt: skip
+
+
+def predict(
+    params: Bundle,
+    stack: Any,
+    masks: Any = None,
+    *,
+    reference: int | str = "clearest",
+    return_details: bool = False,
+    max_frames: int = MAX_FRAMES,
+) -> np.ndarray | Prediction:
+    """Super-resolves a stack of images of one place.
+
+    Any number of frames will do. Frames are taken by clearance (see `select_frames`). With more
+    than the network's N, a window of N moves by one frame, each window's image is registered on
+    the first by whole pixels, and the images are averaged (slides, "Testing with more images");
+    with fewer, the clearest is repeated.
+
+    Args:
+      params: a bundle, from `load_params`.
+      stack: [T, h, w] or [T, h, w, C], T ≥ 1, any real dtype, raw units as in training. C is the
+        bundle's, or the bundle has one channel and bands run one by one.
+      masks: [T, h, w], bool or 0/1, True = reliable, shared by the bands; None trusts all pixels.
+      reference: frame whose grid the image lies on: "clearest" (the earliest of a tie) or an
+        index.
+      return_details: return a `Prediction` instead of the image alone.
+      max_frames: how many of the clearest frames to use at most (at least N are).
+
+    Returns:
+      float32 [r·h, r·w], or [r·h, r·w, C] for a stack with channels; raw units, unclipped.
+
+    Raises:
+      TypeError: not a bundle, or not an array of real numbers.
+      ValueError: a wrong rank or shape, no frame, non-finite values that the masks call reliable,
+        no reliable pixel at all, another number of channels, frames too small for the network, or
+        a bundle without all parts of the network.
+    """
+    check_predictor(params)
+    lr, clear = check_stack(stack, masks)
+    channels, config = params.config.channels, params.config
+    frames = prepare.with_channels(lr, 3)
+    if channels not in (1, frames.shape[-1]):
+        raise ValueError(
+            f"stack: found {frames.shape[-1]} channels, expected the bundle's {channels}"
+        )
+    least = max(2, config.filter_size // 2 + 1)
+    if min(frames.shape[1:3]) * config.scale < least:
+        raise ValueError(
+            f"stack: found frames of {frames.shape[1]}×{frames.shape[2]} pixels, expected at least "
+            f"{-(-least // config.scale)}×{-(-least // config.scale)}"
+        )
+    kept = select_frames(
+        clear, config.num_frames, _reference_index(reference, len(frames)), max_frames
+    )
+    _warn_if_unlike_training(frames, clear, config)
+    if channels == frames.shape[-1]:
+        image, weights, _ = super_resolve(params, frames, clear, kept)
+    else:
+        bands = [
+            super_resolve(params, frames[..., [c]], clear, kept) for c in range(frames.shape[-1])
+        ]
+        image = np.concatenate([band.image for band in bands], axis=-1)
+        weights = np.mean([band.weights for band in bands], axis=0, dtype=np.float32)
+    if lr.ndim == 3:
+        image = image[..., 0]
+    return Prediction(image, kept[0], tuple(kept), weights) if return_details else image
+
+
+def read_input(inputs: Sequence[Path], masks: Sequence[Path]) -> tuple[np.ndarray, Any]:
+    """The stack and masks that the command's inputs hold.
+
+    One Kelvins scene folder; one `.npy` stack or `.npz` with `stack` and perhaps `masks`; or
+    16-bit PNG frames of one place. `masks` are PNGs, one a frame and in the same order, or one
+    `.npy`.
+    """
+    first = inputs[0]
+    for path in (*inputs, *masks):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    if len(inputs) == 1 and first.is_dir():
+        scene = kelvins.read_scene(first)
+        if masks:
+            raise ValueError(f"--masks: {first} has its own masks (QM*.png)")
+        return scene.lr, scene.masks
+    if len(inputs) == 1 and first.suffix in (".npy", ".npz"):
+        stack, found = _read_arrays(first)
+        return stack, _read_masks(masks) if masks else found
+    wrong = next((p for p in inputs if p.suffix.lower() != ".png"), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{wrong}: expected one scene folder, one .npy or .npz stack, or 16-bit .png frames"
+        )
+    frames = [kelvins.read_png16(p) for p in inputs]
+    if masks and masks[0].suffix != ".npy" and len(masks) != len(inputs):
+        raise ValueError(f"--masks: found {len(masks)} files for {len(inputs)} frames")
+    for path, frame in zip(inputs, frames):
+        if frame.shape != frames[0].shape:
+            raise ValueError(
+                f"{path}: found {frame.shape[0]}×{frame.shape[1]} pixels, expected "
+                f"{frames[0].shape[0]}×{frames[0].shape[1]} like {first}"
+            )
+    return np.stack(frames), _read_masks(masks) if masks else None
+
+
+def _read_arrays(path: Path) -> tuple[np.ndarray, Any]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded, None
+        with loaded:
+            if "stack" not in loaded:
+                raise ValueError(f"arrays {', '.join(loaded.files) or 'none'}, not 'stack'")
+            return loaded["stack"], loaded["masks"] if "masks" in loaded else None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: cannot be read as a stack: found {error}") from None
+
+
+def _read_masks(masks: Sequence[Path]) -> np.ndarray:
+    if len(masks) == 1 and masks[0].suffix == ".npy":
+        return _read_arrays(masks[0])[0]
+    read = [kelvins.read_mask_png(p) for p in masks]
+    for path, mask in zip(masks, read):
+        if mask.shape != read[0].shape:
+            raise ValueError(
+                f"{path}: found {mask.shape[0]}×{mask.shape[1]} pixels, expected "
+                f"{read[0].shape[0]}×{read[0].shape[1]} like {masks[0]}"
+            )
+    return np.stack(read)
+
+
+def write_output(path: Path, image: np.ndarray) -> None:
+    """Writes `.npy` (float32, exact) or `.png` (16-bit, rounded and clipped, one band)."""
+    if path.suffix == ".npy":
+        with files.written_aside(path) as aside, open(aside, "wb") as file:
+            np.save(file, image)
+        return
+    kelvins.write_png16(path, np.clip(np.rint(image), 0, 65535))
+
+
+def _check_output(path: Path, channels: int) -> None:
+    """Refuses what `write_output` could not write, before the work is done."""
+    if path.suffix not in (".npy", ".png"):
+        raise ValueError(f"--output {path}: found suffix {path.suffix!r}, expected .png or .npy")
+    if path.suffix == ".png" and channels > 1:
+        raise ValueError(f"--output {path}: a .png holds one band, found {channels}; use .npy")
+    if path.is_dir():
+        raise ValueError(f"--output {path}: is a folder, expected a file")
+
+
+def _reference(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    p = cli.parser(
+        "python -m deepsum_jax.predict",
+        "Super-resolve a stack of low-resolution images of one place.",
+        """examples:
+  predict --params W --output sr.png data/test/NIR/imgset1306      a Kelvins scene folder
+  predict --params W --output sr.npy stack.npy                     [T, h, w] or [T, h, w, C]
+  predict --params W --output sr.png a.png b.png c.png --masks am.png bm.png cm.png""",
+    )
+    p.add_argument("--params", required=True, type=Path, metavar="DIR",
+                   help="a parameter bundle, or the workdir of a training")  # fmt: skip
+    p.add_argument("--output", required=True, type=Path, metavar="FILE",
+                   help=".png: 16-bit, rounded and clipped; .npy: float32, exact")  # fmt: skip
+    p.add_argument("inputs", nargs="+", type=Path, metavar="INPUT",
+                   help="a scene folder, one .npy or .npz (stack, masks), or PNG frames")  # fmt: skip
+    p.add_argument("--masks", nargs="+", type=Path, default=[], metavar="FILE",
+                   help="masks of the frames, non-zero = reliable; default: all reliable")  # fmt: skip
+    p.add_argument("--reference", type=_reference, default="clearest", metavar="clearest|K",
+                   help="the frame whose grid the image lies on (default: clearest)")  # fmt: skip
+    p.add_argument("--max-frames", type=cli.positive, default=MAX_FRAMES, metavar="M",
+                   help="use at most the M clearest frames (default: %(default)s)")  # fmt: skip
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    stack, masks = read_input(args.inputs, args.masks)
+    _check_output(args.output, stack.shape[-1] if stack.ndim == 4 else 1)
+    bundle = load_params(args.params)
+    result = predict(
+        bundle, stack, masks, reference=args.reference, return_details=True,
+        max_frames=args.max_frames,
+    )  # fmt: skip
+    write_output(args.output, result.image)
+    size = "×".join(str(n) for n in result.image.shape)
+    print(
+        f"{args.output}: {size} from {len(result.frames_used)} of {len(stack)} frames, on the grid "
+        f"of frame {result.reference_index}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

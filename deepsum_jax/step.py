@@ -1,0 +1,112 @@
+"""Pure train and evaluation steps: (state, batch) → (state, metrics).
+
+They run bare, on one device, or mapped over a named axis of devices (`parallel`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from deepsum_jax.config import ModelConfig, StageConfig, TrainConfig
+from deepsum_jax.deepsum import DeepSUM, Params, from_output
+from deepsum_jax.stages import Stage
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+
+
+class TrainState(NamedTuple):
+    """What training changes: the stage's step count, parameters and optimiser."""
+
+    step: Array  # int32 scalar
+    params: Params
+    opt_state: Any
+
+
+def make_optimizer(config: StageConfig) -> optax.GradientTransformation:
+    """Adam with the stage's schedule and clipping; betas and epsilon as published."""
+    rate: optax.ScalarOrSchedule = config.learning_rate
+    if config.schedule == "cosine" or config.warmup_steps:
+        rest = max(1, config.steps - config.warmup_steps)
+        after = (
+            optax.cosine_decay_schedule(config.learning_rate, rest)
+            if config.schedule == "cosine"
+            else optax.constant_schedule(config.learning_rate)
+        )
+        # Step 0 already learns: the ramp's first value is one part, not nothing.
+        parts = config.warmup_steps + 1
+        ramp = optax.linear_schedule(
+            config.learning_rate / parts, config.learning_rate, config.warmup_steps
+        )
+        rate = optax.join_schedules([ramp, after], [config.warmup_steps])
+    adam = optax.adam(rate, b1=0.9, b2=0.999, eps=1e-8)
+    if config.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+    return adam
+
+
+def split_params(params: Params, stage: Stage) -> tuple[Params, Params]:
+    """Parameters that the stage trains, and those that it only reads."""
+    trained = {k: v for k, v in params.items() if k in stage.trains}
+    return trained, {k: v for k, v in params.items() if k not in stage.trains}
+
+
+def init_state(params: Params, stage: Stage, config: TrainConfig) -> TrainState:
+    """The state before a stage's first step."""
+    optimizer = make_optimizer(getattr(config, stage.name))
+    trained, _ = split_params(params, stage)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained))
+
+
+def make_train_step(
+    stage: Stage, config: TrainConfig, axis_name: str | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """The pure train step of a stage.
+
+    Args:
+      axis_name: of the mapped device axis; gradients and metrics are averaged over it.
+
+    Returns:
+      (state, batch) → (state, {"loss", "gradient_norm", …} scalars).
+    """
+    optimizer = make_optimizer(getattr(config, stage.name))
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        trained, read = split_params(state.params, stage)
+
+        def mean_loss(trained: Params) -> tuple[Array, dict[str, Array]]:
+            loss, diagnostics = stage.loss({**trained, **read}, batch, config)
+            return loss.mean(), {"loss": loss.mean(), **{k: v.mean() for k, v in diagnostics.items()}}
+
+        gradients, metrics = jax.grad(mean_loss, has_aux=True)(trained)
+        if axis_name is not None:
+            # Every device holds as many samples, so the mean of means is the batch's mean.
+            gradients, metrics = lax.pmean((gradients, metrics), axis_name)
+        metrics["gradient_norm"] = optax.global_norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        params = {**optax.apply_updates(trained, updates), **read}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """The network from standardised inputs to raw counts; hashable, for jit."""
+
+    config: ModelConfig
+
+    def __call__(
+        self, params: Params, images: Array, masks: Array, masks_registered: bool = False
+    ) -> tuple[Array, Array]:
+        """images [B, N, H, W, C], masks [B, N, H, W, 1] → SR [B, H, W, C] in raw counts, and
+        filters [B, N − 1, K, K]."""
+        output = DeepSUM(self.config).apply({"params": params}, images, masks, masks_registered)
+        return from_output(output.sr, self.config.normalization), output.filters
