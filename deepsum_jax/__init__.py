@@ -1,7 +1,7 @@
 """deepsum_jax: multi-image super-resolution of satellite stacks, in JAX.
 
-    params = load_params("workdir")
-    image = predict(params, stack, masks)
+params = load_params("workdir")
+image = predict(params, stack, masks)
 """
 
 from deepsum_jax import losses as losses

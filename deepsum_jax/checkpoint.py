@@ -120,8 +120,11 @@ def find_bundle(path: str | os.PathLike[str]) -> Path:
         for kind in ("best", "last"):
             if (path / stage / kind / "bundle.json").is_file():
                 return path / stage / kind
-    what = "a workdir without any saved parameters yet" if (path / "config.json").is_file() else (
-        "no bundle.json")  # fmt: skip
+    what = (
+        "a workdir without any saved parameters yet"
+        if (path / "config.json").is_file()
+        else ("no bundle.json")
+    )
     raise ValueError(f"{path}: found {what}, expected a parameter bundle or a trained workdir")
 
 
@@ -129,7 +132,9 @@ def _read_description(folder: Path) -> tuple[ModelConfig, BundleInfo]:
     where = folder / "bundle.json"
     described = files.read_json(where)
     if not isinstance(described, dict) or not isinstance(described.get("format"), int):
-        raise ValueError(f"{where}: found no format number, expected a bundle description")
+        raise ValueError(  # noqa: TRY004 (the file is wrong, not its type)
+            f"{where}: found no format number, expected a bundle description"
+        )
     if described["format"] > FORMAT:
         raise ValueError(
             f"{where}: found format {described['format']} (written by deepsum_jax "
@@ -181,9 +186,9 @@ def _restore(path: Path) -> Params:
             tree = getattr(metadata, "tree", metadata)
             target = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
             return checkpointer.restore(path, target)
-        except Exception as error:  # orbax raises many kinds for damaged files
+        except Exception as error:  # noqa: BLE001 (orbax raises many kinds for damaged files)
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{path}: cannot be read as orbax parameters ({first[:200]})") from None
+            raise ValueError(f"{path}: cannot be read as orbax parameters ({first[:99]})") from None
 
 
 def _check_params(params: Params, config: ModelConfig, folder: Path) -> None:

@@ -89,7 +89,9 @@ class Section:
           ValueError: an unknown field (naming the nearest valid one) or a value of a wrong type.
         """
         if not isinstance(data, Mapping):
-            raise ValueError(f"{cls.__name__}: found {data!r}, expected a mapping")
+            raise ValueError(  # noqa: TRY004 (one kind of error for a wrong file)
+                f"{cls.__name__}: found {data!r}, expected a mapping"
+            )
         hints = typing.get_type_hints(cls)
         names = [f.name for f in dataclasses.fields(cls)]
         values = {}
@@ -287,18 +289,34 @@ DEMO = TrainConfig(
     model=ModelConfig(features=16, sisrnet_layers=4, residual_init="zeros"),
     data=DataConfig(patch_size=48, patches_per_scene=30, augment=True),
     sisrnet=StageConfig(
-        steps=300, batch_size=16, learning_rate=2e-3, schedule="cosine", warmup_steps=20,
-        validate_every=150, checkpoint_every=150,
+        steps=300,
+        batch_size=16,
+        learning_rate=2e-3,
+        schedule="cosine",
+        warmup_steps=20,
+        validate_every=150,
+        checkpoint_every=150,
     ),
     regnet=StageConfig(
-        steps=300, batch_size=4, learning_rate=2e-3, schedule="cosine", warmup_steps=20,
-        validate_every=150, checkpoint_every=150,
+        steps=300,
+        batch_size=4,
+        learning_rate=2e-3,
+        schedule="cosine",
+        warmup_steps=20,
+        validate_every=150,
+        checkpoint_every=150,
     ),
     deepsum=StageConfig(
-        steps=400, batch_size=4, learning_rate=1e-3, schedule="cosine", warmup_steps=20,
-        clip_norm=1.0, validate_every=100, checkpoint_every=100,
+        steps=400,
+        batch_size=4,
+        learning_rate=1e-3,
+        schedule="cosine",
+        warmup_steps=20,
+        clip_norm=1.0,
+        validate_every=100,
+        checkpoint_every=100,
     ),
-)  # fmt: skip
+)
 
 _TINY_STAGE = StageConfig(
     steps=4, batch_size=4, learning_rate=1e-3, validate_every=2, checkpoint_every=2, log_every=1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ from deepsum_jax.sisrnet import SISRNet
 
 Array = jax.Array
 Params = Any  # a nested dict of arrays
+A = TypeVar("A", jax.Array, np.ndarray)
 
 
 class Output(NamedTuple):
@@ -33,17 +34,22 @@ def _constant(value: float | tuple[float, ...], dtype: Any) -> np.ndarray:
     return np.atleast_1d(np.asarray(value, np.float64)).astype(dtype)
 
 
-def to_input(x: Array, norm: Normalization) -> Array:
+def to_input(x: A, norm: Normalization) -> A:
     """Raw counts [..., C] → standardised inputs."""
     return (x - _constant(norm.lr_mean, x.dtype)) / _constant(norm.lr_std, x.dtype)
 
 
-def to_target(y: Array, norm: Normalization) -> Array:
+def from_input(x: A, norm: Normalization) -> A:
+    """Standardised inputs [..., C] → raw counts."""
+    return x * _constant(norm.lr_std, x.dtype) + _constant(norm.lr_mean, x.dtype)
+
+
+def to_target(y: A, norm: Normalization) -> A:
     """Raw HR counts [..., C] → standardised targets."""
     return (y - _constant(norm.hr_mean, y.dtype)) / _constant(norm.hr_std, y.dtype)
 
 
-def from_output(sr: Array, norm: Normalization) -> Array:
+def from_output(sr: A, norm: Normalization) -> A:
     """Standardised SR [..., C] → raw counts."""
     return sr * _constant(norm.hr_std, sr.dtype) + _constant(norm.hr_mean, sr.dtype)
 
@@ -104,7 +110,9 @@ class DeepSUM(nn.Module):
         frames, channels = self.config.num_frames, self.config.channels
         shape = jnp.shape(images)
         if len(shape) != 5 or shape[1] != frames or shape[-1] != channels:
-            raise ValueError(f"images: found shape {shape}, expected [B, {frames}, H, W, {channels}]")
+            raise ValueError(
+                f"images: found shape {shape}, expected [B, {frames}, H, W, {channels}]"
+            )
         if jnp.shape(masks) != (*shape[:4], 1):
             raise ValueError(f"masks: found shape {jnp.shape(masks)}, expected {(*shape[:4], 1)}")
         least = max(2, self.config.filter_size // 2 + 1)  # reflection needs that many pixels

@@ -1,6 +1,6 @@
 """Scores of a trained network on scenes with HR, beside Bicubic+Mean on the same frames.
 
-    python -m deepsum_jax.evaluate --params DIR --data DIR
+python -m deepsum_jax.evaluate --params DIR --data DIR
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -47,9 +48,7 @@ class SceneScore:
         return self.norm / self.cpsnr
 
 
-def _score_image(
-    image: np.ndarray, scene: Scene, border: int
-) -> tuple[float, float]:
+def _score_image(image: np.ndarray, scene: Scene, border: int) -> tuple[float, float]:
     assert scene.hr is not None and scene.hr_mask is not None
     hr = prepare.fill_hidden(prepare.with_channels(scene.hr, 2)[None], scene.hr_mask[None])
     mask = scene.hr_mask[None, ..., None]
@@ -72,7 +71,7 @@ def _shift_errors(
     """
     members = kept[: bundle.config.num_frames]
     true = true_shifts(truth, [scene.frames[n] for n in members])[1:]
-    learned = np.asarray(ops.filter_shift(filters))[: len(true)]
+    learned = np.asarray(ops.filter_shift(jnp.asarray(filters)))[: len(true)]
     lr = prepare.fill_hidden(prepare.with_channels(scene.lr, 3)[members], scene.masks[members])
     correlated = register_frames(
         prepare.upsample(lr, bundle.config.scale),
@@ -121,16 +120,16 @@ def evaluate_scene(
     errors = None
     if truth is not None:
         errors = _shift_errors(bundle, scene, kept, result.filters, truth)
-    images = {
+    images: dict[str, np.ndarray] = {
         "LR": prepare.fill_hidden(lr[kept[:1]], scene.masks[kept[:1]])[0, ..., 0],
         "Bicubic+Mean": mean[..., 0],
         "DeepSUM": result.image[..., 0],
         "HR": prepare.with_channels(scene.hr, 2)[..., 0].astype(np.float32),
-        "mask": scene.hr_mask,
+        "mask": np.asarray(scene.hr_mask),
     }
     return SceneScore(
         scene.name, scene.band, len(kept), cpsnr, cssim, baseline, scene.norm, errors, images
-    )  # type: ignore[arg-type]
+    )
 
 
 def bootstrap(
@@ -167,11 +166,18 @@ def _plain(value: float | None) -> float | None:
 def summarize(scores: Sequence[SceneScore], split: str) -> dict[str, Any]:
     """All results as plain data for JSON; what is not finite is None, and counted."""
     rows = [
-        {"name": s.name, "band": s.band, "frames": s.frames, "cpsnr": _plain(s.cpsnr),
-         "cssim": _plain(s.cssim), "bicubic_mean": _plain(s.bicubic_mean), "norm": s.norm,
-         "score": s.score}
+        {
+            "name": s.name,
+            "band": s.band,
+            "frames": s.frames,
+            "cpsnr": _plain(s.cpsnr),
+            "cssim": _plain(s.cssim),
+            "bicubic_mean": _plain(s.bicubic_mean),
+            "norm": s.norm,
+            "score": s.score,
+        }
         for s in scores
-    ]  # fmt: skip
+    ]
     out: dict[str, Any] = {"format": 1, "split": split, "n": len(scores), "scenes": rows}
     out["mean"] = _means(scores)
     bands = sorted({s.band for s in scores})
@@ -181,9 +187,12 @@ def summarize(scores: Sequence[SceneScore], split: str) -> dict[str, Any]:
     if differences.size:
         low, high = bootstrap(differences)
         out["over_bicubic_mean"] = {
-            "n": int(differences.size), "mean": float(differences.mean()), "low": low,
-            "high": high, "wins": int((differences > 0).sum()),
-        }  # fmt: skip
+            "n": int(differences.size),
+            "mean": float(differences.mean()),
+            "low": low,
+            "high": high,
+            "wins": int((differences > 0).sum()),
+        }
     errors = [s.shift_errors for s in scores if s.shift_errors is not None]
     if errors:
         every = np.abs(np.concatenate(errors))  # [n, 2, 2]
@@ -209,17 +218,36 @@ def report(summary: dict[str, Any], rows: int = 40) -> str:
     for s in summary["scenes"][:rows]:
         known = s["cpsnr"] is not None and s["bicubic_mean"] is not None
         gain = number(s["cpsnr"] - s["bicubic_mean"]) if known else "–"
-        lines.append(line(s["name"][:15], s["band"][:5], s["frames"], number(s["bicubic_mean"]),
-                          number(s["cpsnr"]), gain, number(s["cssim"], 5),
-                          number(s["score"], 4)))  # fmt: skip
+        lines.append(
+            line(
+                s["name"][:15],
+                s["band"][:5],
+                s["frames"],
+                number(s["bicubic_mean"]),
+                number(s["cpsnr"]),
+                gain,
+                number(s["cssim"], 5),
+                number(s["score"], 4),
+            )
+        )
     if len(summary["scenes"]) > rows:
         lines.append(f"… and {len(summary['scenes']) - rows} more scenes")
     groups = summary["by_band"] if len(summary["by_band"]) > 1 else {}
     for label, m in [*groups.items(), ("mean", summary["mean"])]:
         known = m["cpsnr"] is not None and m["bicubic_mean"] is not None
         gain = number(m["cpsnr"] - m["bicubic_mean"]) if known else "–"
-        lines.append(line(label, "", m["n"], number(m["bicubic_mean"]), number(m["cpsnr"]), gain,
-                          number(m["cssim"], 5), number(m["score"], 4)))  # fmt: skip
+        lines.append(
+            line(
+                label,
+                "",
+                m["n"],
+                number(m["bicubic_mean"]),
+                number(m["cpsnr"]),
+                gain,
+                number(m["cssim"], 5),
+                number(m["score"], 4),
+            )
+        )
         if m["cpsnr_not_finite"]:
             lines.append(f"{m['cpsnr_not_finite']} of {m['n']} scenes have no finite cPSNR")
     if "over_bicubic_mean" in summary:
@@ -249,15 +277,19 @@ def panel(scores: Sequence[SceneScore]) -> Any:
         bicubic = figures.match_brightness(s.images["Bicubic+Mean"], hr, clear)
         sr = figures.match_brightness(s.images["DeepSUM"], hr, clear)
         limit = np.where(clear, 1.0, np.nan)
-        rows.append((
-            f"{s.band} {s.name}",
-            [("reference LR", s.images["LR"]),
-             (f"Bicubic+Mean {s.bicubic_mean:.2f} dB", bicubic),
-             (f"DeepSUM {s.cpsnr:.2f} dB", sr),
-             ("HR", hr),
-             ("error of Bicubic+Mean", (bicubic - hr) * limit),
-             ("error of DeepSUM", (sr - hr) * limit)],
-        ))  # fmt: skip
+        rows.append(
+            (
+                f"{s.band} {s.name}",
+                [
+                    ("reference LR", s.images["LR"]),
+                    (f"Bicubic+Mean {s.bicubic_mean:.2f} dB", bicubic),
+                    (f"DeepSUM {s.cpsnr:.2f} dB", sr),
+                    ("HR", hr),
+                    ("error of Bicubic+Mean", (bicubic - hr) * limit),
+                    ("error of DeepSUM", (sr - hr) * limit),
+                ],
+            )
+        )
     return figures.grid(rows)
 
 
@@ -286,9 +318,8 @@ def select_scenes(
     if split == "auto":
         split = "all"
         if _is_own_data(bundle, data):
+            test = tuple(f for f in test if f.band in bundle.info.bands)
             split = "test" if test else "val"
-            scored = tuple(f for f in scored if not bundle.info.bands or f.band in bundle.info.bands)
-            test = tuple(f for f in scored if f.part == "test")
     if split == "all":
         return split, scored
     if split == "test":
@@ -359,17 +390,29 @@ def parser() -> argparse.ArgumentParser:
   all    every scene with HR       train, val   those of the bundle's own split
   test   scenes under DIR/test that have HR""",
     )
-    p.add_argument("--params", required=True, type=Path, metavar="DIR",
-                   help="a parameter bundle, or the workdir of a training")  # fmt: skip
-    p.add_argument("--data", required=True, type=Path, metavar="DIR",
-                   help="scenes in the Kelvins layout")  # fmt: skip
+    p.add_argument(
+        "--params",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="a parameter bundle, or the workdir of a training",
+    )
+    p.add_argument(
+        "--data", required=True, type=Path, metavar="DIR", help="scenes in the Kelvins layout"
+    )
     p.add_argument("--split", choices=SPLITS, default="auto", help="default: auto")
     p.add_argument("--band", default="", help="score only this band; default: every one")
-    p.add_argument("--max-frames", type=cli.positive, default=MAX_FRAMES, metavar="M",
-                   help="use at most the M clearest frames (default: %(default)s)")  # fmt: skip
+    p.add_argument(
+        "--max-frames",
+        type=cli.positive,
+        default=MAX_FRAMES,
+        metavar="M",
+        help="use at most the M clearest frames (default: %(default)s)",
+    )
     p.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
-    p.add_argument("--panel", type=Path, metavar="FILE",
-                   help="also draw the first four scenes into this PNG")  # fmt: skip
+    p.add_argument(
+        "--panel", type=Path, metavar="FILE", help="also draw the first four scenes into this PNG"
+    )
     return p
 
 

@@ -19,8 +19,9 @@ Panel = tuple[str, np.ndarray]  # title, image [H, W]
 
 def stretch(images: Sequence[np.ndarray], clear: np.ndarray | None = None) -> tuple[float, float]:
     """Display limits that images share: the 1st and 99th percentile of their finite pixels."""
-    values = np.concatenate([np.ravel(i if clear is None or clear.shape != i.shape else i[clear])
-                             for i in images])  # fmt: skip
+    values = np.concatenate(
+        [np.ravel(i if clear is None or clear.shape != i.shape else i[clear]) for i in images]
+    )
     values = values[np.isfinite(values)]
     if not values.size:
         return 0.0, 1.0
@@ -50,8 +51,16 @@ def grid(rows: Sequence[tuple[str, Sequence[Panel]]], error_scale: float | None 
             else:
                 axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
             axis.set_title(title, fontsize=9)
-        line[0].text(-0.04, 0.5, label, transform=line[0].transAxes, rotation=90,
-                     va="center", ha="right", fontsize=9)  # fmt: skip
+        line[0].text(
+            -0.04,
+            0.5,
+            label,
+            transform=line[0].transAxes,
+            rotation=90,
+            va="center",
+            ha="right",
+            fontsize=9,
+        )
     return figure
 
 

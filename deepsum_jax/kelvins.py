@@ -15,7 +15,6 @@ import io
 import math
 import os
 import re
-
 import struct
 import zipfile
 import zlib

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,11 @@ Array = jax.Array
 
 # Glorot normal, truncated at two standard deviations, as published.
 kernel_init = nn.initializers.glorot_normal()
+
+
+def apply(module: nn.Module, params: Any, *args: Any) -> Any:
+    """A module applied to its own sub-tree of parameters."""
+    return module.apply({"params": params}, *args)
 
 
 class Conv(nn.Module):

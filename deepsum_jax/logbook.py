@@ -31,8 +31,11 @@ class Logbook:
 
             self._board = SummaryWriter(str(workdir / "tensorboard"))
         except ImportError:
-            print("note: TensorBoard is not installed (extra `tensorboard`); logging to "
-                  f"{self.path} only", file=sys.stderr)  # fmt: skip
+            print(
+                "note: TensorBoard is not installed (extra `tensorboard`); logging to "
+                f"{self.path} only",
+                file=sys.stderr,
+            )
 
     def rewind(self, stage: str, step: int, later: tuple[str, ...]) -> None:
         """Forgets what was written after the step that a run resumes from."""

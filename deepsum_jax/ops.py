@@ -163,9 +163,7 @@ def window_means(x: Array, size: int) -> Array:
     columns = jnp.stack(
         [padded[..., i : i + height, :, :].mean(axis=-3) for i in range(size)], axis=-3
     )  # [..., size, W + size − 1, F]
-    return jnp.stack(
-        [columns[..., j : j + width, :].mean(axis=-2) for j in range(size)], axis=-2
-    )
+    return jnp.stack([columns[..., j : j + width, :].mean(axis=-2) for j in range(size)], axis=-2)
 
 
 def global_dynamic_convolution(

@@ -158,8 +158,9 @@ def make_iterator(
     if not len(patches):
         raise ValueError("no patch to train on")
     if batch_size % process_count:
-        raise ValueError(f"batch_size: found {batch_size}, expected a multiple of {process_count} "
-                         "processes")  # fmt: skip
+        raise ValueError(
+            f"batch_size: found {batch_size}, expected a multiple of {process_count} processes"
+        )
     dataset = (
         grain.MapDataset.range(len(patches))
         .seed(seed)

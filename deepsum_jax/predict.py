@@ -1,6 +1,6 @@
 """From a raw stack of low-resolution images to one super-resolved image.
 
-    python -m deepsum_jax.predict --params DIR --output FILE INPUT…
+python -m deepsum_jax.predict --params DIR --output FILE INPUT…
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class Windows(NamedTuple):
     shifts: np.ndarray | None  # [M, 2], on the first kept frame; only if masks are shifted
 
 
-def make_windows(lr: np.ndarray, masks: np.ndarray, kept: list[int], config: ModelConfig) -> Windows:
+def make_windows(
+    lr: np.ndarray, masks: np.ndarray, kept: list[int], config: ModelConfig
+) -> Windows:
     """Windows of N frames, each moved by one; too few frames repeat the first."""
     count, size = len(kept), config.num_frames
     if count < size:
@@ -218,16 +220,26 @@ def super_resolve(
 
 @overload
 def predict(
-    params: Bundle, stack: Any, masks: Any = None, *, reference: int | str = ...,
-    return_details: Literal[False] = ..., max_frames: int = ...,
-) -> np.ndarray: ...  # fmt: skip
+    params: Bundle,
+    stack: Any,
+    masks: Any = None,
+    *,
+    reference: int | str = ...,
+    return_details: Literal[False] = ...,
+    max_frames: int = ...,
+) -> np.ndarray: ...
 
 
 @overload
 def predict(
-    params: Bundle, stack: Any, masks: Any = None, *, reference: int | str = ...,
-    return_details: Literal[True], max_frames: int = ...,
-) -> Prediction: ...  # fmt: skip
+    params: Bundle,
+    stack: Any,
+    masks: Any = None,
+    *,
+    reference: int | str = ...,
+    return_details: Literal[True],
+    max_frames: int = ...,
+) -> Prediction: ...
 
 
 def predict(
@@ -290,7 +302,7 @@ def predict(
             super_resolve(params, frames[..., [c]], clear, kept) for c in range(frames.shape[-1])
         ]
         image = np.concatenate([band.image for band in bands], axis=-1)
-        weights = np.mean([band.weights for band in bands], axis=0, dtype=np.float32)
+        weights = np.stack([band.weights for band in bands]).mean(axis=0)
     if lr.ndim == 3:
         image = image[..., 0]
     return Prediction(image, kept[0], tuple(kept), weights) if return_details else image
@@ -340,7 +352,7 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, Any]:
         with loaded:
             if "stack" not in loaded:
                 raise ValueError(f"arrays {', '.join(loaded.files) or 'none'}, not 'stack'")
-            return loaded["stack"], loaded["masks"] if "masks" in loaded else None
+            return loaded["stack"], loaded.get("masks")
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: cannot be read as a stack: found {error}") from None
 
@@ -391,18 +403,49 @@ def parser() -> argparse.ArgumentParser:
   predict --params W --output sr.npy stack.npy                     [T, h, w] or [T, h, w, C]
   predict --params W --output sr.png a.png b.png c.png --masks am.png bm.png cm.png""",
     )
-    p.add_argument("--params", required=True, type=Path, metavar="DIR",
-                   help="a parameter bundle, or the workdir of a training")  # fmt: skip
-    p.add_argument("--output", required=True, type=Path, metavar="FILE",
-                   help=".png: 16-bit, rounded and clipped; .npy: float32, exact")  # fmt: skip
-    p.add_argument("inputs", nargs="+", type=Path, metavar="INPUT",
-                   help="a scene folder, one .npy or .npz (stack, masks), or PNG frames")  # fmt: skip
-    p.add_argument("--masks", nargs="+", type=Path, default=[], metavar="FILE",
-                   help="masks of the frames, non-zero = reliable; default: all reliable")  # fmt: skip
-    p.add_argument("--reference", type=_reference, default="clearest", metavar="clearest|K",
-                   help="the frame whose grid the image lies on (default: clearest)")  # fmt: skip
-    p.add_argument("--max-frames", type=cli.positive, default=MAX_FRAMES, metavar="M",
-                   help="use at most the M clearest frames (default: %(default)s)")  # fmt: skip
+    p.add_argument(
+        "--params",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="a parameter bundle, or the workdir of a training",
+    )
+    p.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help=".png: 16-bit, rounded and clipped; .npy: float32, exact",
+    )
+    p.add_argument(
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="INPUT",
+        help="a scene folder, one .npy or .npz (stack, masks), or PNG frames",
+    )
+    p.add_argument(
+        "--masks",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="masks of the frames, non-zero = reliable; default: all reliable",
+    )
+    p.add_argument(
+        "--reference",
+        type=_reference,
+        default="clearest",
+        metavar="clearest|K",
+        help="the frame whose grid the image lies on (default: clearest)",
+    )
+    p.add_argument(
+        "--max-frames",
+        type=cli.positive,
+        default=MAX_FRAMES,
+        metavar="M",
+        help="use at most the M clearest frames (default: %(default)s)",
+    )
     return p
 
 
@@ -412,9 +455,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check_output(args.output, stack.shape[-1] if stack.ndim == 4 else 1)
     bundle = load_params(args.params)
     result = predict(
-        bundle, stack, masks, reference=args.reference, return_details=True,
+        bundle,
+        stack,
+        masks,
+        reference=args.reference,
+        return_details=True,
         max_frames=args.max_frames,
-    )  # fmt: skip
+    )
     write_output(args.output, result.image)
     size = "×".join(str(n) for n in result.image.shape)
     print(

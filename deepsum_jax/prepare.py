@@ -93,7 +93,7 @@ def upsample(lr: np.ndarray, scale: int) -> np.ndarray:
 
 
 def upsample_window(
-    lr: np.ndarray, corner: Sequence[int], size: int, scale: int
+    lr: np.ndarray, corner: Sequence[int] | np.ndarray, size: int, scale: int
 ) -> np.ndarray:
     """The part of `upsample(lr)` over an LR window, at the window's cost.
 
@@ -252,8 +252,10 @@ def choose_band(folders: Sequence[kelvins.SceneFolder], band: str) -> str:
         return "all"
     if band:
         if band not in bands:
-            raise ValueError(f"data.band: found {band!r}, but the data has {', '.join(bands)}; "
-                             f"{nearest(band, [*bands, 'all'])}")  # fmt: skip
+            raise ValueError(
+                f"data.band: found {band!r}, but the data has {', '.join(bands)}; "
+                f"{nearest(band, [*bands, 'all'])}"
+            )
         return band
     if len(bands) > 1:
         raise ValueError(
@@ -290,9 +292,12 @@ def _cached(
         "format": _CACHE_FORMAT,
         "scene": [folder.name, folder.band, print_],
         "model": [model.num_frames, model.scale, model.channels],
-        "data": {k: v for k, v in data.to_dict().items()
-                 if k not in ("workers", "cache", "augment", "normalization", "band")},
-    }  # fmt: skip
+        "data": {
+            k: v
+            for k, v in data.to_dict().items()
+            if k not in ("workers", "cache", "augment", "normalization", "band")
+        },
+    }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
     path = cache / f"{key}.npz" if cache else None
     if path is not None and path.exists():
@@ -308,7 +313,7 @@ def _cached(
         result = str(skipped)
     if path is not None:
         with files.written_aside(path) as aside, open(aside, "wb") as file:
-            np.savez(file, **_to_arrays(result))  # type: ignore[arg-type]
+            np.savez(file, **_to_arrays(result))
     return print_, result
 
 
@@ -425,9 +430,7 @@ def prepare_dataset(
     return Dataset(tuple(train), tuple(validation), band, normalization, digest, skipped)
 
 
-def full_stack(
-    scene: PreparedScene, model: ModelConfig
-) -> tuple[np.ndarray, np.ndarray]:
+def full_stack(scene: PreparedScene, model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
     """The whole scene's N clearest frames as the network takes them, for validation.
 
     Returns:

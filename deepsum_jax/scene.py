@@ -94,10 +94,7 @@ def check_stack(lr: Any, masks: Any = None, name: str = "stack") -> tuple[np.nda
             f"{name}: found frames of shape {lr.shape}, expected at least one frame of at least "
             "one pixel"
         )
-    if masks is None:
-        masks = np.ones(lr.shape[:3], bool)
-    else:
-        masks = _mask(masks, f"{name}: masks")
+    masks = np.ones(lr.shape[:3], bool) if masks is None else _mask(masks, f"{name}: masks")
     if masks.shape != lr.shape[:3]:
         raise ValueError(
             f"{name}: found masks of shape {masks.shape}, expected {lr.shape[:3]} like the frames"

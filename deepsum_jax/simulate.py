@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,10 @@ import scipy.sparse
 import scipy.special
 from tqdm import tqdm
 
+from deepsum_jax import cli
 from deepsum_jax.config import Section
-from deepsum_jax.kelvins import SceneFolder, write_norm, write_scene, written_aside
+from deepsum_jax.files import written_aside
+from deepsum_jax.kelvins import SceneFolder, write_norm, write_scene
 from deepsum_jax.landscape import Rng, draw_clouds, draw_ground, fractal
 from deepsum_jax.metrics import cpsnr
 from deepsum_jax.ops import bicubic_upsample
@@ -326,51 +327,82 @@ def write_dataset(
     return tuple(folders)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     default = SimulationConfig()
-    parser = argparse.ArgumentParser(
-        prog="python -m deepsum_jax.simulate",
-        description="Simulates satellite scenes (fields, relief, roads, water, clouds) with known "
-        "shifts, in the folder layout of the PROBA-V Kelvins challenge.",
-        epilog="Each scene folder has LRxxx.png with its mask QMxxx.png, HR.png with SM.png, and "
-        "truth.json, the shift of every frame in HR pixels. The same seed gives the same files, "
-        "and a scene does not change when more of them are asked for.",
+    p = cli.parser(
+        "python -m deepsum_jax.simulate",
+        "Simulate satellite scenes (fields, relief, roads, water, clouds) with known shifts, in\n"
+        "the folder layout of the PROBA-V Kelvins challenge.",
+        """Each scene folder has LRxxx.png with its mask QMxxx.png, HR.png with SM.png, and
+truth.json, the shift of every frame in HR pixels. The same seed gives the same files, and a
+scene does not change when more of them are asked for.""",
     )
-    add = parser.add_argument
-    add("--output", required=True, metavar="DIR", help="new or empty folder for the data set")
-    add("--scenes", type=int, required=True, metavar="N", help="training scenes per band")
-    add("--seed", type=int, required=True, metavar="S", help="any number from 0 on")
-    add("--test-scenes", type=int, default=0, metavar="M",
-        help="test scenes per band; unlike the challenge's they have HR (default 0)")  # fmt: skip
-    add("--size", type=int, default=default.lr_size, metavar="PX",
-        help=f"height and width of a frame in LR pixels; HR has {default.scale} times as many "
-        "(default %(default)s)")  # fmt: skip
-    add("--band", choices=("NIR", "RED", "both"), default="NIR",
-        help="near infrared is brighter than red (default %(default)s)")  # fmt: skip
-    add("--min-frames", type=int, default=default.min_frames, metavar="T",
-        help="fewest frames of a scene (default %(default)s)")  # fmt: skip
-    add("--max-frames", type=int, metavar="T",
+    p.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="new or empty folder for the data set",
+    )
+    p.add_argument(
+        "--scenes", type=int, required=True, metavar="N", help="training scenes per band"
+    )
+    p.add_argument("--seed", type=int, required=True, metavar="S", help="any number from 0 on")
+    p.add_argument(
+        "--test-scenes",
+        type=int,
+        default=0,
+        metavar="M",
+        help="test scenes per band; unlike the challenge's they have HR (default 0)",
+    )
+    p.add_argument(
+        "--size",
+        type=int,
+        default=default.lr_size,
+        metavar="PX",
+        help=f"height and width of a frame in LR pixels; HR has {default.scale} times "
+        "as many (default %(default)s)",
+    )
+    p.add_argument(
+        "--band",
+        choices=("NIR", "RED", "both"),
+        default="NIR",
+        help="near infrared is brighter than red (default %(default)s)",
+    )
+    p.add_argument(
+        "--min-frames",
+        type=int,
+        default=default.min_frames,
+        metavar="T",
+        help="fewest frames of a scene (default %(default)s)",
+    )
+    p.add_argument(
+        "--max-frames",
+        type=int,
+        metavar="T",
         help=f"most frames of a scene (default {default.max_frames}, or --min-frames if "
-        "that is more; PROBA-V has 19 on average)")  # fmt: skip
-    args = parser.parse_args(argv)
-    most = max(default.max_frames, args.min_frames) if args.max_frames is None else args.max_frames
-    try:
-        config = SimulationConfig(
-            lr_size=args.size,
-            bands=("RED", "NIR") if args.band == "both" else (args.band,),
-            min_frames=args.min_frames,
-            max_frames=most,
-        )
-        folders = write_dataset(
-            args.output, config, args.scenes, args.test_scenes, args.seed, progress=True
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        "that is more; PROBA-V has 19 on average)",
+    )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    most = args.max_frames
+    if most is None:
+        most = max(SimulationConfig().max_frames, args.min_frames)
+    config = SimulationConfig(
+        lr_size=args.size,
+        bands=("RED", "NIR") if args.band == "both" else (args.band,),
+        min_frames=args.min_frames,
+        max_frames=most,
+    )
+    folders = write_dataset(
+        args.output, config, args.scenes, args.test_scenes, args.seed, progress=True
+    )
     print(f"{len(folders)} scenes in {args.output}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

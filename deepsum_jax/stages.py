@@ -18,6 +18,7 @@ from jax import lax
 from deepsum_jax import losses
 from deepsum_jax.config import ModelConfig, TrainConfig, nearest
 from deepsum_jax.deepsum import DeepSUM, Params, init_params
+from deepsum_jax.layers import apply
 from deepsum_jax.pipeline import View
 from deepsum_jax.regnet import RegNet
 from deepsum_jax.sisrnet import SISRHead, SISRNet
@@ -50,8 +51,8 @@ class Stage:
 
 def sisr(params: Params, images: Array, model: ModelConfig) -> Array:
     """SISRNet with its head: standardised images [..., H, W, C] → sharper ones, same units."""
-    features = SISRNet(model).apply({"params": params["sisrnet"]}, images)
-    residual = SISRHead(model).apply({"params": params["sisr_head"]}, features)
+    features = apply(SISRNet(model), params["sisrnet"], images)
+    residual = apply(SISRHead(model), params["sisr_head"], features)
     return images + residual.astype(images.dtype)
 
 
@@ -95,12 +96,12 @@ def regnet_loss(
     """
     model = config.model
     reach = model.filter_size // 2
-    features = SISRNet(model).apply({"params": params["sisrnet"]}, batch["images"][:, 0])
+    features = apply(SISRNet(model), params["sisrnet"], batch["images"][:, 0])
     shifts = batch["shifts"]  # [B, N, 2]
     versions = jax.vmap(lambda f, s: shifted_crops(f, s, reach))(
         lax.stop_gradient(features), shifts
     )  # [B, N, H′, W′, F]
-    logits = RegNet(model).apply({"params": params["regnet"]}, versions)  # [B, N − 1, K²]
+    logits = apply(RegNet(model), params["regnet"], versions)  # [B, N − 1, K²]
     taps = reach - shifts[:, 1:]  # the ideal filter's delta, row and column
     labels = taps[..., 0] * model.filter_size + taps[..., 1]
     log_likelihood = jnp.take_along_axis(
@@ -116,7 +117,7 @@ def deepsum_loss(
     """Registered MSE of the whole network, in output units."""
     model = config.model
     registered = model.mask_alignment == "shifts"
-    output = DeepSUM(model).apply({"params": params}, batch["images"], batch["masks"], registered)
+    output = apply(DeepSUM(model), params, batch["images"], batch["masks"], registered)
     loss = losses.registered_mse(output.sr, batch["hr"], batch["hr_mask"], config.border)
     return loss, {}
 

@@ -15,7 +15,8 @@ import optax
 from jax import lax
 
 from deepsum_jax.config import ModelConfig, StageConfig, TrainConfig
-from deepsum_jax.deepsum import DeepSUM, Params, from_output
+from deepsum_jax.deepsum import DeepSUM, Output, Params, from_output
+from deepsum_jax.layers import apply
 from deepsum_jax.stages import Stage
 
 Array = jax.Array
@@ -83,7 +84,8 @@ def make_train_step(
 
         def mean_loss(trained: Params) -> tuple[Array, dict[str, Array]]:
             loss, diagnostics = stage.loss({**trained, **read}, batch, config)
-            return loss.mean(), {"loss": loss.mean(), **{k: v.mean() for k, v in diagnostics.items()}}
+            means = {name: value.mean() for name, value in diagnostics.items()}
+            return loss.mean(), {"loss": loss.mean(), **means}
 
         gradients, metrics = jax.grad(mean_loss, has_aux=True)(trained)
         if axis_name is not None:
@@ -108,5 +110,5 @@ class Forward:
     ) -> tuple[Array, Array]:
         """images [B, N, H, W, C], masks [B, N, H, W, 1] → SR [B, H, W, C] in raw counts, and
         filters [B, N − 1, K, K]."""
-        output = DeepSUM(self.config).apply({"params": params}, images, masks, masks_registered)
+        output: Output = apply(DeepSUM(self.config), params, images, masks, masks_registered)
         return from_output(output.sr, self.config.normalization), output.filters

@@ -22,11 +22,24 @@ import numpy as np
 from tqdm import tqdm
 
 from deepsum_jax import (
-    cli, evaluate, figures, files, parallel, pipeline, prepare, simulate, stages, validate,
-)  # fmt: skip
+    cli,
+    evaluate,
+    figures,
+    files,
+    parallel,
+    pipeline,
+    prepare,
+    simulate,
+    stages,
+    validate,
+)
 from deepsum_jax.checkpoint import (
-    Bundle, BundleInfo, StateKeeper, load_params, save_params,
-)  # fmt: skip
+    Bundle,
+    BundleInfo,
+    StateKeeper,
+    load_params,
+    save_params,
+)
 from deepsum_jax.config import PRESETS, StageConfig, TrainConfig, override, preset
 from deepsum_jax.deepsum import Params
 from deepsum_jax.logbook import Logbook
@@ -106,9 +119,13 @@ def _short(values: dict[str, float]) -> dict[str, str]:
 
 
 def _bundle(
-    params: Params, stage: Stage, step: int, config: TrainConfig, data: prepare.Dataset,
+    params: Params,
+    stage: Stage,
+    step: int,
+    config: TrainConfig,
+    data: prepare.Dataset,
     cpsnr: float | None,
-) -> Bundle:  # fmt: skip
+) -> Bundle:
     bands = sorted({s.band for s in (*data.train, *data.validation)})
     info = BundleInfo(
         bands=tuple(bands),
@@ -163,8 +180,14 @@ def run_stage(
     log.rewind(stage.name, start, tuple(s.name for s in STAGES[STAGES.index(stage) + 1 :]))
     train_step = parallel.map_train_step(stage, config)
     state = parallel.replicate(state)
-    bar = tqdm(total=settings.steps, initial=start, desc=stage.name, unit="step",
-               disable=not progress, dynamic_ncols=True)  # fmt: skip
+    bar = tqdm(
+        total=settings.steps,
+        initial=start,
+        desc=stage.name,
+        unit="step",
+        disable=not progress,
+        dynamic_ncols=True,
+    )
     running = _Progress(stage, bar, log, best=best)
     for step in range(start + 1, settings.steps + 1):
         state, metrics = train_step(state, parallel.shard(next(batches)))
@@ -188,9 +211,14 @@ def run_stage(
 
 
 def _validate(
-    stage: Stage, state: Any, step: int, config: TrainConfig, data: prepare.Dataset,
-    folder: Path, running: _Progress,
-) -> None:  # fmt: skip
+    stage: Stage,
+    state: Any,
+    step: int,
+    config: TrainConfig,
+    data: prepare.Dataset,
+    folder: Path,
+    running: _Progress,
+) -> None:
     """Judges the state on the validation scenes, keeps it if it is the best so far."""
     params = parallel.to_host(state.params)
     merits = validate.validate(stage, params, data.validation, config)
@@ -237,9 +265,11 @@ def _simulated(config: TrainConfig, workdir: Path) -> Path:
     if not folder.exists():
         s = config.simulation
         simulation = simulate.SimulationConfig(
-            lr_size=s.lr_size, scale=config.model.scale, min_frames=s.min_frames,
+            lr_size=s.lr_size,
+            scale=config.model.scale,
+            min_frames=s.min_frames,
             max_frames=s.max_frames,
-        )  # fmt: skip
+        )
         simulate.write_dataset(folder, simulation, s.scenes, s.test_scenes, s.seed)
     return folder
 
@@ -304,12 +334,14 @@ def train(
     model = dataclasses.replace(config.model, normalization=dataset.normalization)
     config = dataclasses.replace(config, model=model)
     about = {
-        "root": str(root.absolute()), "fingerprint": dataset.fingerprint, "band": dataset.band,
+        "root": str(root.absolute()),
+        "fingerprint": dataset.fingerprint,
+        "band": dataset.band,
         "normalization": dataset.normalization.to_dict(),
         "train": [s.name for s in dataset.train],
         "validation": [s.name for s in dataset.validation],
         "skipped": [list(s) for s in dataset.skipped],
-    }  # fmt: skip
+    }
     same = {k: v for k, v in about.items() if k != "root"}
     if (workdir / "data.json").exists():
         stored = files.read_json(workdir / "data.json")
@@ -373,20 +405,47 @@ def parser() -> argparse.ArgumentParser:
 DIR has the layout of the PROBA-V Kelvins challenge:
   norm.csv, {train,test}/BAND/SCENE/{LR000.png, QM000.png, …, HR.png, SM.png}""",
     )
-    p.add_argument("--workdir", required=True, type=Path, metavar="DIR",
-                   help="where everything is kept; an unfinished run there goes on")  # fmt: skip
-    p.add_argument("--data", type=Path, metavar="DIR",
-                   help="scenes in the Kelvins layout (default: simulated ones)")  # fmt: skip
-    p.add_argument("--preset", metavar="NAME",
-                   help=f"{', '.join(PRESETS)} (default: reference with --data, else demo)")  # fmt: skip
-    p.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE",
-                   dest="assignments", help="override one setting; may be repeated")  # fmt: skip
-    p.add_argument("--stages", metavar="NAME[,NAME…]", default="",
-                   help=f"run only these of {', '.join(s.name for s in STAGES)}")  # fmt: skip
-    p.add_argument("--init", type=Path, metavar="DIR",
-                   help="start from another run's parameters, or an imported bundle")  # fmt: skip
-    p.add_argument("--show-config", action="store_true",
-                   help="print every setting with its value, and stop")  # fmt: skip
+    p.add_argument(
+        "--workdir",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="where everything is kept; an unfinished run there goes on",
+    )
+    p.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="scenes in the Kelvins layout (default: simulated ones)",
+    )
+    p.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"{', '.join(PRESETS)} (default: reference with --data, else demo)",
+    )
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        dest="assignments",
+        help="override one setting; may be repeated",
+    )
+    p.add_argument(
+        "--stages",
+        metavar="NAME[,NAME…]",
+        default="",
+        help=f"run only these of {', '.join(s.name for s in STAGES)}",
+    )
+    p.add_argument(
+        "--init",
+        type=Path,
+        metavar="DIR",
+        help="start from another run's parameters, or an imported bundle",
+    )
+    p.add_argument(
+        "--show-config", action="store_true", help="print every setting with its value, and stop"
+    )
     return p
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from deepsum_jax import figures, metrics
 from deepsum_jax.config import ModelConfig, TrainConfig
-from deepsum_jax.deepsum import Params, to_input
+from deepsum_jax.deepsum import Params, from_input, to_input
 from deepsum_jax.pipeline import Patches, make_iterator
 from deepsum_jax.predict import compiled_forward
 from deepsum_jax.prepare import PreparedScene, full_stack, upsample
@@ -21,9 +21,7 @@ _REGNET_PATCHES = 64
 
 
 def _cpsnr(sr: np.ndarray, scene: PreparedScene, border: int) -> float:
-    return float(
-        metrics.cpsnr(sr[None], scene.hr[None], scene.hr_mask[None, ..., None], border)[0]
-    )
+    return float(metrics.cpsnr(sr[None], scene.hr[None], scene.hr_mask[None, ..., None], border)[0])
 
 
 def _mean_finite(values: Sequence[float]) -> float:
@@ -40,8 +38,7 @@ def sisr_image(params: Params, lr: np.ndarray, model: ModelConfig) -> np.ndarray
     """Single-image super-resolution of one raw frame: [h, w, C] → [H, W, C] raw."""
     images = np.asarray(to_input(upsample(lr[None], model.scale), model.normalization), np.float32)
     sr = np.asarray(_compiled_sisr(model)(params, images), np.float32)[0]
-    norm = model.normalization
-    return np.asarray(sr * np.float32(norm.lr_std) + np.float32(norm.lr_mean), np.float32)
+    return from_input(sr, model.normalization)
 
 
 def stack_image(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from deepsum_jax import kelvins, simulate
+from deepsum_jax import cli, kelvins, simulate
 from deepsum_jax.ops import bicubic_upsample
 from deepsum_jax.simulate import SimulationConfig
 
@@ -208,14 +208,16 @@ def test_knobs_out_of_range(changes: dict[str, object]) -> None:
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "data"
     command = ["--output", str(output), "--scenes", "1", "--seed", "0", "--size", "16"]
-    assert simulate.main([*command, "--band", "both", "--max-frames", "9"]) == 0
+    simulate.main([*command, "--band", "both", "--max-frames", "9"])
     assert "2 scenes" in capsys.readouterr().out
     assert len(kelvins.find_scenes(output)) == 2
     before = sorted(output.rglob("*"))
 
     def refused(*arguments: str) -> str:
         capsys.readouterr()
-        assert simulate.main(arguments) == 2
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(lambda: simulate.main(arguments))
+        assert stopped.value.code == 2
         message = capsys.readouterr().err
         assert re.fullmatch(r"error: [^\n]*\n", message)
         return message

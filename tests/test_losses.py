@@ -1,0 +1,296 @@
+"""The registered, brightness-compensated, masked loss against brute force in float64."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepsum_jax import losses
+
+loss = jax.jit(losses.registered_mse, static_argnames="border")
+
+
+@functools.partial(jax.jit, static_argnames="border")
+def gradient(sr: Any, hr: Any, mask: Any, border: int = 3) -> jax.Array:
+    return jax.grad(lambda sr: losses.registered_mse(sr, hr, mask, border).sum())(sr)
+
+
+def searched(sr: np.ndarray, hr: np.ndarray, mask: np.ndarray, d: int) -> dict:
+    """One image's MSE at each position (u, v) that sees a reliable pixel, pixel by pixel."""
+    height, width, channels = sr.shape
+    found = {}
+    for u in range(2 * d + 1):
+        for v in range(2 * d + 1):
+            errors = [
+                [float(hr[u + y, v + x, c]) - float(sr[d + y, d + x, c]) for c in range(channels)]
+                for y in range(height - 2 * d)
+                for x in range(width - 2 * d)
+                if mask[u + y, v + x, 0]
+            ]
+            if errors:
+                brightness = [sum(channel) / len(errors) for channel in zip(*errors)]
+                squares = [(e - b) ** 2 for pixel in errors for e, b in zip(pixel, brightness)]
+                found[u, v] = sum(squares) / len(squares)
+    return found
+
+
+def brute_force(sr: np.ndarray, hr: np.ndarray, mask: np.ndarray, d: int) -> np.ndarray:
+    return np.array([min(searched(*images, d).values(), default=0) for images in zip(sr, hr, mask)])
+
+
+def example(
+    batch: int = 2, height: int = 14, width: int = 17, channels: int = 1, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A smooth image, HR shifted by (1, −1) in it, and a mask with holes; bands differ."""
+    rng = np.random.default_rng(seed)
+    scene = rng.standard_normal((batch, height + 6, width + 6, channels)).cumsum(1).cumsum(2)
+    scene = (scene / scene.std()).astype(np.float32)
+    sr = scene[:, 3:-3, 3:-3] + 0.1 * rng.standard_normal((batch, height, width, channels))
+    hr = scene[:, 2:-4, 4:-2] + np.linspace(-1, 2, channels)
+    mask = rng.random((batch, height, width, 1)) < 0.8
+    return sr.astype(np.float32), hr.astype(np.float32), mask
+
+
+# --- values
+
+
+@pytest.mark.parametrize("border", [0, 1, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_brute_force(border: int, channels: int) -> None:
+    sr, hr, mask = example(channels=channels)
+    out = loss(sr, hr, mask, border=border)
+    assert out.shape == (2,) and out.dtype == jnp.float32
+    np.testing.assert_allclose(out, brute_force(sr, hr, mask, border), rtol=2e-5)
+
+
+def test_default_border_is_three() -> None:
+    sr, hr, mask = example()
+    np.testing.assert_array_equal(loss(sr, hr, mask), loss(sr, hr, mask, border=3))
+
+
+@pytest.mark.parametrize("border", [1, 3])
+def test_position(border: int) -> None:
+    """(u, v) is the offset of SR's inner part in HR: d plus the shift of the scene in HR."""
+    sr, hr, mask = example(batch=3, channels=2, seed=1)
+    aligned = losses.align(sr, hr, mask, border)
+    best = [searched(*images, border) for images in zip(sr, hr, mask)]
+    np.testing.assert_array_equal(aligned.position, [min(f, key=f.__getitem__) for f in best])
+    np.testing.assert_array_equal(aligned.position, [[border + 1, border - 1]] * 3)
+    np.testing.assert_allclose(aligned.mse, brute_force(sr, hr, mask, border), rtol=2e-5)
+
+
+def test_sparse_masks() -> None:
+    """One pixel in twenty: what is reliable, and how much of it, changes with the position."""
+    sr, hr, mask = example(batch=6, height=10, width=9, seed=2)
+    mask &= np.random.default_rng(3).random(mask.shape) < 0.06
+    np.testing.assert_allclose(loss(sr, hr, mask), brute_force(sr, hr, mask, 3), 2e-5, 1e-9)
+
+
+def test_positions_without_reliable_pixels_are_skipped() -> None:
+    """Two pixels of HR's first row: only u = 0 sees them, and there the loss is not 0."""
+    sr, hr, mask = example(batch=1, width=15)
+    mask[:] = False
+    mask[0, 0, [7, 8]] = True
+    found = searched(sr[0], hr[0], mask[0], 3)
+    assert {u for u, _ in found} == {0} and min(found.values()) > 1e-4
+    np.testing.assert_allclose(loss(sr, hr, mask), [min(found.values())], rtol=1e-4)
+    assert np.isfinite(gradient(sr, hr, mask)).all() and np.any(gradient(sr, hr, mask))
+    assert losses.align(sr, hr, mask, 3).position[0, 0] == 0
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32, np.uint8])
+def test_masks_of_zeros_and_ones(kind: type) -> None:
+    sr, hr, mask = example()
+    np.testing.assert_array_equal(loss(sr, hr, mask.astype(kind)), loss(sr, hr, mask))
+    np.testing.assert_array_equal(gradient(sr, hr, mask.astype(kind)), gradient(sr, hr, mask))
+
+
+# --- invariances
+
+
+def test_brightness_per_channel() -> None:
+    sr, hr, mask = example(channels=3)
+    brighter = sr + np.array([2, -1, 0.5], np.float32)
+    np.testing.assert_allclose(loss(brighter, hr, mask), loss(sr, hr, mask), rtol=1e-4)
+    np.testing.assert_allclose(
+        gradient(brighter, hr, mask), gradient(sr, hr, mask), rtol=1e-3, atol=1e-7
+    )
+    # One brightness for all channels would not do, and nor would one MSE for each.
+    single = [loss(sr[..., [c]], hr[..., [c]], mask) for c in range(3)]
+    assert np.all(np.mean(single, 0) <= loss(sr, hr, mask) * 1.0001)
+
+
+def test_brightness_has_no_gradient() -> None:
+    sr, hr, mask = example(channels=2)
+    np.testing.assert_allclose(gradient(sr, hr, mask).sum((1, 2)), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [(0, 1), (1, 0), (1, 2), (2, 2)])
+def test_moving_hr_moves_the_position_alone(step: tuple[int, int]) -> None:
+    """HR cut elsewhere out of a larger image: its best position moves, its loss does not."""
+    y, x = step
+    rng = np.random.default_rng(4)
+    large = rng.standard_normal((2, 16, 18, 1)).cumsum(1).cumsum(2).astype(np.float32)
+    clear = rng.random(large.shape) < 0.8
+    sr = large[:, 1:-1, 1:-1] + 0.1 * rng.standard_normal((2, 14, 16, 1)).astype(np.float32)
+    before, after = np.s_[:, 1:-1, 1:-1], np.s_[:, y : y + 14, x : x + 16]
+    first = losses.align(sr, large[before], clear[before], 3)
+    second = losses.align(sr, large[after], clear[after], 3)
+    np.testing.assert_array_equal(first.position, [[3, 3]] * 2)
+    np.testing.assert_array_equal(second.position, [[4 - y, 4 - x]] * 2)
+    np.testing.assert_allclose(
+        loss(sr, large[after], clear[after]), loss(sr, large[before], clear[before]), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        gradient(sr, large[after], clear[after]),
+        gradient(sr, large[before], clear[before]),
+        atol=1e-6,
+    )
+
+
+def test_images_of_a_batch_are_independent() -> None:
+    sr, hr, mask = example(batch=4)
+    mask[2] = False
+    alone = [loss(sr[[b]], hr[[b]], mask[[b]])[0] for b in range(4)]
+    np.testing.assert_allclose(loss(sr, hr, mask), alone, rtol=1e-6)
+    changed = sr.copy()
+    changed[1] += 5 * np.random.default_rng(5).standard_normal(changed[1].shape)
+    others = [0, 2, 3]
+    np.testing.assert_array_equal(loss(changed, hr, mask)[others], loss(sr, hr, mask)[others])
+    assert loss(changed, hr, mask)[1] > loss(sr, hr, mask)[1]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+def test_what_lies_under_the_mask_does_not_matter(bad: float) -> None:
+    sr, hr, mask = example(channels=2)
+    hidden = np.where(mask, hr, np.float32(bad))
+    np.testing.assert_array_equal(loss(sr, hidden, mask), loss(sr, hr, mask))
+    np.testing.assert_array_equal(gradient(sr, hidden, mask), gradient(sr, hr, mask))
+    assert np.isfinite(gradient(sr, hidden, mask)).all()
+
+
+def test_the_border_of_sr_does_not_matter() -> None:
+    sr, hr, mask = example()
+    changed = sr.copy()
+    changed[:, :3], changed[:, -3:], changed[:, :, :3], changed[:, :, -3:] = 7, 8, 9, -9
+    np.testing.assert_array_equal(loss(changed, hr, mask), loss(sr, hr, mask))
+    inner = np.zeros(sr.shape, bool)
+    inner[:, 3:-3, 3:-3] = True
+    slope = np.asarray(gradient(sr, hr, mask))
+    assert (slope[~inner] == 0).all() and np.any(slope[inner])
+
+
+# --- gradients
+
+
+def test_all_clouded_target() -> None:
+    """Loss 0 and no gradient, whatever the target holds, and no effect on its neighbour."""
+    sr, hr, mask = example()
+    mask[0] = False
+    hr[0, 3] = np.nan
+    assert loss(sr, hr, mask)[0] == 0
+    np.testing.assert_array_equal(gradient(sr, hr, mask)[0], 0)
+    np.testing.assert_array_equal(
+        gradient(sr, hr, mask)[1], gradient(sr[[1] * 2], hr[[1] * 2], mask[[1] * 2])[1]
+    )
+
+
+@pytest.mark.parametrize("what", ["flat", "both flat", "equal", "equal but for brightness"])
+def test_gradient_is_finite(what: str) -> None:
+    sr, hr, mask = example()
+    if what.startswith("equal"):
+        hr = sr + np.float32(0.5 * what.endswith("brightness"))
+    else:
+        sr = np.full_like(sr, 3.3)
+        hr = np.full_like(hr, -1.7) if what == "both flat" else hr
+    assert np.isfinite(gradient(sr, hr, mask)).all()
+    if what != "flat":
+        np.testing.assert_allclose(loss(sr, hr, mask), 0, atol=1e-12)
+        np.testing.assert_allclose(gradient(sr, hr, mask), 0, atol=1e-7)
+
+
+def test_a_single_reliable_pixel() -> None:
+    """Brightness alone explains it: the loss is 0 and its gradient too."""
+    sr, hr, mask = example(batch=1)
+    mask[:] = False
+    mask[0, 6, 7] = True
+    assert loss(sr, hr, mask)[0] == 0
+    np.testing.assert_array_equal(gradient(sr, hr, mask), 0)
+
+
+@pytest.mark.parametrize("border", [1, 3])
+def test_gradient_by_finite_differences(border: int) -> None:
+    sr, hr, mask = example(height=9, width=10, channels=2, seed=6)
+    with jax.enable_x64(True):
+        wide, target = jnp.asarray(sr, jnp.float64), jnp.asarray(hr, jnp.float64)
+        slope = np.asarray(gradient(wide, target, mask, border=border))
+        assert slope.dtype == np.float64
+        out = np.asarray(loss(wide, target, mask, border=border))
+    assert out.dtype == np.float64
+    np.testing.assert_allclose(out, brute_force(sr, hr, mask, border), rtol=1e-12)
+    rng, step = np.random.default_rng(7), 1e-5
+    for _ in range(3):
+        direction = rng.standard_normal(sr.shape)
+        above = brute_force(sr + step * direction, hr, mask, border)
+        below = brute_force(sr - step * direction, hr, mask, border)
+        expected = (above - below) / (2 * step)
+        np.testing.assert_allclose((slope * direction).sum((1, 2, 3)), expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient(sr, hr, mask, border=border), slope, atol=1e-5)
+
+
+# --- number formats
+
+
+def test_half_precision_images_are_compared_in_float32() -> None:
+    sr, hr, mask = example()
+    half = sr.astype(jnp.bfloat16)
+    out = loss(half, hr, mask)
+    assert out.dtype == jnp.float32
+    np.testing.assert_allclose(out, brute_force(half.astype(np.float32), hr, mask, 3), rtol=2e-5)
+
+
+def test_large_common_offset() -> None:
+    """A brightness of thousands is taken off before anything is squared."""
+    sr, hr, mask = example()
+    far = (hr + np.float32(4000)).astype(np.float32)
+    np.testing.assert_allclose(loss(sr, far, mask), brute_force(sr, far, mask, 3), rtol=1e-3)
+
+
+# --- errors
+
+
+IMAGE, MASK = (2, 12, 12, 1), (2, 12, 12, 1)
+
+
+@pytest.mark.parametrize(
+    ("sr", "hr", "mask", "border", "named"),
+    [
+        (IMAGE[1:], IMAGE[1:], MASK[1:], 3, r"\(12, 12, 1\)"),
+        ((*IMAGE, 1), (*IMAGE, 1), MASK, 3, r"\(2, 12, 12, 1, 1\)"),
+        ((2, 12, 13, 1), IMAGE, MASK, 3, "13"),
+        ((2, 12, 12, 3), IMAGE, MASK, 3, r"12, 3\)"),
+        (IMAGE, (1, 12, 12, 1), MASK, 3, r"\(1, 12, 12, 1\)"),
+        (IMAGE, IMAGE, (2, 12, 11, 1), 3, "11"),
+        (IMAGE, IMAGE, (2, 12, 12), 3, r"\(2, 12, 12\)"),
+        (IMAGE, IMAGE, (1, 12, 12, 1), 3, r"\(1, 12, 12, 1\)"),
+        ((2, 12, 12, 3), (2, 12, 12, 3), (2, 12, 12, 3), 3, r"12, 3\)"),
+        (IMAGE, IMAGE, MASK, 6, "6"),
+        ((2, 6, 40, 1), (2, 6, 40, 1), (2, 6, 40, 1), 3, "3"),
+        (IMAGE, IMAGE, MASK, -1, "-1"),
+    ],
+)
+def test_errors(sr: tuple, hr: tuple, mask: tuple, border: int, named: str) -> None:
+    """What does not belong together is refused with both numbers, not broadcast."""
+    with pytest.raises(ValueError, match=named):
+        losses.registered_mse(jnp.zeros(sr), jnp.zeros(hr), jnp.ones(mask, bool), border)
+
+
+def test_the_smallest_image() -> None:
+    """One pixel is left inside the border: 49 positions of one pixel each."""
+    sr, hr, mask = example(height=7, width=7)
+    np.testing.assert_array_equal(loss(sr, hr, mask), [0, 0])
