@@ -154,6 +154,7 @@ class ModelConfig(Section):
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"  # of the computation
     param_dtype: Literal["float32", "float64"] = "float32"
     precision: Literal["highest", "high", "default"] = "highest"  # of every convolution and dot
+    backend: Literal["auto", "cpu", "accelerator"] = "auto"  # formulation; all give equal values
 
     def check(self) -> None:
         self._require(self.num_frames >= 3 and self.num_frames % 2 == 1, "num_frames", "odd, ≥ 3")

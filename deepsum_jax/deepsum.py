@@ -131,7 +131,9 @@ class DeepSUM(nn.Module):
 
     def register(self, x: Array, filters: Array) -> Array:
         """Global dynamic convolution of frames 1 … N − 1; frame 0 passes untouched."""
-        moved = ops.global_dynamic_convolution(x[:, 1:], filters, self.config.precision)
+        moved = ops.global_dynamic_convolution(
+            x[:, 1:], filters, self.config.precision, self.config.backend
+        )
         return jnp.concatenate([x[:, :1], moved], axis=1)
 
     def align_masks(self, masks: Array, filters: Array) -> Array:
@@ -139,7 +141,10 @@ class DeepSUM(nn.Module):
         gathers is. No gradient flows."""
         filters = lax.stop_gradient(filters)
         fraction = ops.global_dynamic_convolution(
-            masks[:, 1:].astype(filters.dtype), filters, self.config.precision
+            masks[:, 1:].astype(filters.dtype),
+            filters,
+            self.config.precision,
+            self.config.backend,
         )
         # A filter sums to one but for rounding: a fully clear neighbourhood always passes.
         aligned = fraction >= self.config.mask_threshold - 1e-5

@@ -5,9 +5,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from deepsum_jax import ops
 from deepsum_jax.config import ModelConfig
-from deepsum_jax.layers import Conv, InstanceNorm, kernel_init
+from deepsum_jax.layers import Conv, conv_norm_leaky, kernel_init
 
 Array = jax.Array
 
@@ -25,9 +24,7 @@ class FusionNet(nn.Module):
     def __call__(self, features: Array) -> Array:
         x = features
         for i in range(self.config.fusionnet_layers):
-            x = Conv(self.config.features, (3, 3, 3), self.config, name=f"conv{i}")(x)
-            x = InstanceNorm(self.config, name=f"norm{i}")(x)
-            x = ops.leaky_relu(x)
+            x = conv_norm_leaky(x, 3, i, self.config)
         init = nn.initializers.zeros if self.config.residual_init == "zeros" else kernel_init
-        last = Conv(self.config.channels, (1, 1), self.config, init, name="conv_out")
+        last = Conv(self.config.channels, 1, self.config, init, name="conv_out")
         return last(x[:, 0])

@@ -1,4 +1,4 @@
-"""The two parametrised layers that all three sub-networks are built from."""
+"""The parametrised layers that the sub-networks are built from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from deepsum_jax import ops
 from deepsum_jax.config import ModelConfig
@@ -23,38 +22,75 @@ def apply(module: nn.Module, params: Any, *args: Any) -> Any:
 
 
 class Conv(nn.Module):
-    """Reflection-padded convolution with bias, of frames (2-D) or of a stack (3-D).
+    """Reflection-padded 2-D convolution with bias: [..., H, W, C_in] → [..., H, W, F_out].
 
     Attributes:
       features: F_out.
-      window: kernel size, (K, K) or (D, K, K); a 3-D kernel is "valid" on the frame axis.
-      config: gives dtype, param_dtype and precision.
+      size: side of the kernel, 3 or 1.
+      config: gives dtype, param_dtype, precision and backend.
     """
 
     features: int
-    window: tuple[int, ...]
+    size: int
     config: ModelConfig
     kernel_init: nn.initializers.Initializer = kernel_init
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        shape = (*self.window, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, self.config.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.config.param_dtype)
-        conv = ops.conv2d if len(self.window) == 2 else ops.conv3d
-        dtype = self.config.dtype
-        y = conv(x.astype(dtype), kernel.astype(dtype), self.config.precision)
-        return y + bias.astype(dtype)
+        cfg = self.config
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, cfg.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), cfg.param_dtype)
+        y = ops.conv2d(
+            x.astype(cfg.dtype), kernel.astype(cfg.dtype), cfg.precision, cfg.backend
+        )
+        return y + bias.astype(cfg.dtype)
 
 
-class InstanceNorm(nn.Module):
-    """Instance norm of every frame and feature map, with learned scale γ and bias β."""
+class _ConvParams(nn.Module):
+    """Kernel and bias of a convolution that another layer computes."""
 
+    shape: tuple[int, ...]
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        shape, dtype = (x.shape[-1],), jnp.dtype(self.config.param_dtype)
+    def __call__(self) -> tuple[Array, Array]:
+        dtype = self.config.param_dtype
+        kernel = self.param("kernel", kernel_init, self.shape, dtype)
+        return kernel, self.param("bias", nn.initializers.zeros, self.shape[-1:], dtype)
+
+
+class _NormParams(nn.Module):
+    """Scale γ and bias β of an instance norm that another layer computes."""
+
+    features: int
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        shape, dtype = (self.features,), self.config.param_dtype
         gamma = self.param("scale", nn.initializers.ones, shape, dtype)
-        beta = self.param("bias", nn.initializers.zeros, shape, dtype)
-        return ops.instance_norm(x, gamma, beta)
+        return gamma, self.param("bias", nn.initializers.zeros, shape, dtype)
+
+
+def conv_norm_leaky(x: Array, depth: int, index: int, config: ModelConfig) -> Array:
+    """Layer `index` of SISRNet or FusionNet: 3×3 (×depth) convolution, instance norm, leaky ReLU.
+
+    To be called inside a compact module, which gets the sub-trees `conv{index}` and `norm{index}`.
+    The published network has a bias in these convolutions; the norm removes it from every result,
+    so it is kept among the parameters and not computed with.
+
+    Args:
+      x: [B, N, H, W, C_in].
+
+    Returns:
+      [B, N − depth + 1, H, W, F].
+    """
+    window = (3, 3) if depth == 1 else (depth, 3, 3)
+    shape = (*window, x.shape[-1], config.features)
+    kernel, _ = _ConvParams(shape, config, name=f"conv{index}")()
+    gamma, beta = _NormParams(config.features, config, name=f"norm{index}")()
+    kernel = kernel.reshape(depth, 3, 3, *shape[-2:]).astype(config.dtype)
+    return ops.conv_norm_leaky(
+        x.astype(config.dtype), kernel, gamma, beta, config.precision, config.backend
+    )

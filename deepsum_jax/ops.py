@@ -24,9 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deepsum_jax.kernels.backend import Backend
+from deepsum_jax.kernels.convolution import convolution, convolution_norm_leaky, normalize
+from deepsum_jax.kernels.dynamic import dynamic_convolution
+
 Array = jax.Array
 Precision = Any  # anything `lax.conv_general_dilated` takes as `precision`
 
+LEAKY_SLOPE = 0.2
+NORM_EPSILON = 1e-3
 _KEYS_A = -0.5
 
 
@@ -104,45 +110,70 @@ def reflect_pad(x: Array, pad: int) -> Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(pad, pad), (pad, pad), (0, 0)], mode="reflect")
 
 
-def conv2d(x: Array, kernel: Array, precision: Precision = lax.Precision.HIGHEST) -> Array:
+def conv2d(
+    x: Array,
+    kernel: Array,
+    precision: Precision = lax.Precision.HIGHEST,
+    backend: Backend = "auto",
+) -> Array:
     """Convolution (cross-correlation) of every frame, reflection-padded to the same size.
 
     Args:
-      x: [..., H, W, C_in]; leading axes are frames that share the kernel.
-      kernel: [K, K, C_in, C_out], K odd.
+      x: [..., H, W, C_in], H, W ≥ 2; leading axes are frames that share the kernel.
+      kernel: [3, 3, C_in, C_out], or [1, 1, C_in, C_out].
+      backend: which formulation to use; see `kernels`.
 
     Returns:
       [..., H, W, C_out].
     """
-    frames = reflect_pad(x, kernel.shape[0] // 2)
-    y = lax.conv_general_dilated(
-        frames.reshape(-1, *frames.shape[-3:]),
-        kernel,
-        window_strides=(1, 1),
-        padding="VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision,
-    )
+    if kernel.shape[0] == 1:
+        return jnp.einsum("...c,cf->...f", x, kernel[0, 0], precision=precision)
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+    frames = x.reshape(1, -1, *x.shape[-3:])
+    y = convolution(frames, kernel[None], precision, backend)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def conv3d(x: Array, kernel: Array, precision: Precision = lax.Precision.HIGHEST) -> Array:
+def conv3d(
+    x: Array,
+    kernel: Array,
+    precision: Precision = lax.Precision.HIGHEST,
+    backend: Backend = "auto",
+) -> Array:
     """3-D convolution: reflection-padded on H and W, "valid" on the frame axis.
 
     Args:
       x: [B, N, H, W, C_in].
-      kernel: [D, K, K, C_in, C_out], D ≤ N, K odd.
+      kernel: [D, 3, 3, C_in, C_out], D ≤ N.
 
     Returns:
       [B, N − D + 1, H, W, C_out].
     """
-    return lax.conv_general_dilated(
-        reflect_pad(x, kernel.shape[1] // 2),
-        kernel,
-        window_strides=(1, 1, 1),
-        padding="VALID",
-        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-        precision=precision,
+    return convolution(jnp.asarray(x), jnp.asarray(kernel), precision, backend)
+
+
+def conv_norm_leaky(
+    x: Array,
+    kernel: Array,
+    gamma: Array,
+    beta: Array,
+    precision: Precision = lax.Precision.HIGHEST,
+    backend: Backend = "auto",
+) -> Array:
+    """`conv3d`, instance norm and leaky ReLU: the block that SISRNet and FusionNet repeat.
+
+    A bias of the convolution would be removed by the norm, so there is none.
+
+    Args:
+      x: [B, N, H, W, C_in].
+      kernel: [D, 3, 3, C_in, F]; D = 1 treats every frame alone.
+      gamma, beta: [F].
+
+    Returns:
+      [B, N − D + 1, H, W, F].
+    """
+    return convolution_norm_leaky(
+        jnp.asarray(x), kernel, gamma, beta, LEAKY_SLOPE, NORM_EPSILON, precision, backend
     )
 
 
@@ -167,7 +198,10 @@ def window_means(x: Array, size: int) -> Array:
 
 
 def global_dynamic_convolution(
-    x: Array, filters: Array, precision: Precision = lax.Precision.HIGHEST
+    x: Array,
+    filters: Array,
+    precision: Precision = lax.Precision.HIGHEST,
+    backend: Backend = "auto",
 ) -> Array:
     """Applies each frame's own filter to all of its feature maps (RegNet's second half).
 
@@ -182,24 +216,10 @@ def global_dynamic_convolution(
     Returns:
       [B, M, H, W, F].
     """
-    batch, frames, height, width, features = x.shape
     size = filters.shape[-1]
-    # The B·M frames are the channels of one grouped convolution and the feature maps its batch,
-    # since all feature maps of a frame share the filter.
-    lhs = reflect_pad(x, size // 2).reshape(
-        batch * frames, height + size - 1, width + size - 1, features
-    )
-    rhs = filters.reshape(batch * frames, 1, size, size).astype(x.dtype)
-    out = lax.conv_general_dilated(
-        lhs,
-        rhs,
-        window_strides=(1, 1),
-        padding="VALID",
-        dimension_numbers=("CHWN", "OIHW", "CHWN"),
-        feature_group_count=batch * frames,
-        precision=precision,
-    )
-    return out.reshape(x.shape)
+    padded = reflect_pad(jnp.asarray(x).reshape(-1, *x.shape[2:]), size // 2)
+    taps = jnp.asarray(filters).reshape(-1, size, size).astype(padded.dtype)
+    return dynamic_convolution(padded, taps, precision, backend).reshape(x.shape)
 
 
 def mutual_inpainting(x: Array, masks: Array) -> Array:
@@ -224,25 +244,20 @@ def mutual_inpainting(x: Array, masks: Array) -> Array:
     return jnp.where(fill, donor[:, None], x)
 
 
-def instance_norm(x: Array, gamma: Array, beta: Array, epsilon: float = 1e-3) -> Array:
+def instance_norm(x: Array, gamma: Array, beta: Array, epsilon: float = NORM_EPSILON) -> Array:
     """Normalises every frame and feature map over H and W (biased variance), then γ·x + β.
 
-    Statistics are taken in float32 at least, in two passes: one pass would cancel on maps with a
-    large offset.
-
     Args:
-      x: [..., H, W, F].
+      x: [..., H, W, F]; statistics are float32 at least.
       gamma, beta: [F].
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    centred = wide - wide.mean(axis=(-3, -2), keepdims=True)
-    variance = (centred * centred).mean(axis=(-3, -2), keepdims=True)
-    return (centred * (gamma * lax.rsqrt(variance + epsilon)) + beta).astype(x.dtype)
+    normal, _ = normalize(x, epsilon)
+    return (normal * gamma + beta).astype(x.dtype)
 
 
 def leaky_relu(x: Array) -> Array:
     """Leaky ReLU of slope 0.2, as in every layer of DeepSUM."""
-    return jax.nn.leaky_relu(x, 0.2)
+    return jax.nn.leaky_relu(x, LEAKY_SLOPE)
 
 
 def filter_shift(filters: Array) -> Array:

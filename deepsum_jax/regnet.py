@@ -24,14 +24,14 @@ class PairConv(nn.Module):
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
-        dtype, param_dtype = self.config.dtype, self.config.param_dtype
+        cfg, dtype, param_dtype = self.config, self.config.dtype, self.config.param_dtype
         shape = (2, 3, 3, features.shape[-1], self.features)
         # Fans as of a 3-D convolution over the pair: [depth, 3, 3, F, F_out].
         kernel = self.param("kernel", kernel_init, shape, param_dtype).astype(dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), param_dtype)
         x = features.astype(dtype)
-        frames = ops.conv2d(x[:, 1:], kernel[0], self.config.precision)  # [B, N−1, H, W, F_out]
-        reference = ops.conv2d(x[:, :1], kernel[1], self.config.precision)  # [B, 1, H, W, F_out]
+        frames = ops.conv2d(x[:, 1:], kernel[0], cfg.precision, cfg.backend)  # [B, N−1, H, W, F_out]
+        reference = ops.conv2d(x[:, :1], kernel[1], cfg.precision, cfg.backend)  # [B, 1, H, W, F_out]
         return frames + (reference + bias.astype(dtype))
 
 
@@ -72,7 +72,7 @@ class RegNet(nn.Module):
         width = self.config.features
         x = ops.leaky_relu(PairConv(2 * width, self.config, name="conv0")(features))
         for i in range(1, 4):
-            x = ops.leaky_relu(Conv(width, (3, 3), self.config, name=f"conv{i}")(x))
+            x = ops.leaky_relu(Conv(width, 3, self.config, name=f"conv{i}")(x))
         return MeanConv(self.config.filter_size**2, self.config, name="conv4")(x)
 
 

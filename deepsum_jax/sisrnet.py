@@ -5,9 +5,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from deepsum_jax import ops
 from deepsum_jax.config import ModelConfig
-from deepsum_jax.layers import Conv, InstanceNorm
+from deepsum_jax.layers import Conv, conv_norm_leaky
 
 Array = jax.Array
 
@@ -22,12 +21,10 @@ class SISRNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        x = images
+        x = images.reshape(1, -1, *images.shape[-3:])  # every frame by itself
         for i in range(self.config.sisrnet_layers):
-            x = Conv(self.config.features, (3, 3), self.config, name=f"conv{i}")(x)
-            x = InstanceNorm(self.config, name=f"norm{i}")(x)
-            x = ops.leaky_relu(x)
-        return x
+            x = conv_norm_leaky(x, 1, i, self.config)
+        return x.reshape(*images.shape[:-1], -1)
 
 
 class SISRHead(nn.Module):
@@ -37,4 +34,4 @@ class SISRHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
-        return Conv(self.config.channels, (1, 1), self.config, name="conv")(features)
+        return Conv(self.config.channels, 1, self.config, name="conv")(features)

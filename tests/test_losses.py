@@ -12,12 +12,27 @@ import pytest
 
 from deepsum_jax import losses
 
-loss = jax.jit(losses.registered_mse, static_argnames="border")
+align = jax.jit(losses.align, static_argnames="border")
 
 
 @functools.partial(jax.jit, static_argnames="border")
-def gradient(sr: Any, hr: Any, mask: Any, border: int = 3) -> jax.Array:
-    return jax.grad(lambda sr: losses.registered_mse(sr, hr, mask, border).sum())(sr)
+def evaluate(sr: Any, hr: Any, mask: Any, border: int = 3) -> tuple[jax.Array, jax.Array]:
+    """Loss [B] and its gradient by SR, compiled once for most of the tests here."""
+
+    def total(sr: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values = losses.registered_mse(sr, hr, mask, border)
+        return values.sum(), values
+
+    (_, values), gradient = jax.value_and_grad(total, has_aux=True)(sr)
+    return values, gradient
+
+
+def loss(sr: Any, hr: Any, mask: Any, border: int = 3) -> np.ndarray:
+    return np.asarray(evaluate(sr, hr, mask, border=border)[0])
+
+
+def gradient(sr: Any, hr: Any, mask: Any, border: int = 3) -> np.ndarray:
+    return np.asarray(evaluate(sr, hr, mask, border=border)[1])
 
 
 def searched(sr: np.ndarray, hr: np.ndarray, mask: np.ndarray, d: int) -> dict:
@@ -44,7 +59,7 @@ def brute_force(sr: np.ndarray, hr: np.ndarray, mask: np.ndarray, d: int) -> np.
 
 
 def example(
-    batch: int = 2, height: int = 14, width: int = 17, channels: int = 1, seed: int = 0
+    batch: int = 2, height: int = 14, width: int = 17, channels: int = 2, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A smooth image, HR shifted by (1, −1) in it, and a mask with holes; bands differ."""
     rng = np.random.default_rng(seed)
@@ -59,8 +74,7 @@ def example(
 # --- values
 
 
-@pytest.mark.parametrize("border", [0, 1, 3])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("border", "channels"), [(0, 1), (1, 3), (3, 1), (3, 2)])
 def test_brute_force(border: int, channels: int) -> None:
     sr, hr, mask = example(channels=channels)
     out = loss(sr, hr, mask, border=border)
@@ -70,63 +84,66 @@ def test_brute_force(border: int, channels: int) -> None:
 
 def test_default_border_is_three() -> None:
     sr, hr, mask = example()
-    np.testing.assert_array_equal(loss(sr, hr, mask), loss(sr, hr, mask, border=3))
+    default = jax.jit(losses.registered_mse)(sr, hr, mask)
+    np.testing.assert_allclose(default, loss(sr, hr, mask, border=3), rtol=1e-5)
 
 
 @pytest.mark.parametrize("border", [1, 3])
 def test_position(border: int) -> None:
     """(u, v) is the offset of SR's inner part in HR: d plus the shift of the scene in HR."""
-    sr, hr, mask = example(batch=3, channels=2, seed=1)
-    aligned = losses.align(sr, hr, mask, border)
+    sr, hr, mask = example(seed=1)
+    aligned = align(sr, hr, mask, border=border)
     best = [searched(*images, border) for images in zip(sr, hr, mask)]
     np.testing.assert_array_equal(aligned.position, [min(f, key=f.__getitem__) for f in best])
-    np.testing.assert_array_equal(aligned.position, [[border + 1, border - 1]] * 3)
+    np.testing.assert_array_equal(aligned.position, [[border + 1, border - 1]] * 2)
     np.testing.assert_allclose(aligned.mse, brute_force(sr, hr, mask, border), rtol=2e-5)
 
 
-def test_sparse_masks() -> None:
-    """One pixel in twenty: what is reliable, and how much of it, changes with the position."""
-    sr, hr, mask = example(batch=6, height=10, width=9, seed=2)
-    mask &= np.random.default_rng(3).random(mask.shape) < 0.06
+@pytest.mark.parametrize("seed", range(5))
+def test_sparse_masks(seed: int) -> None:
+    """A few pixels: which are reliable, and how many of them, changes with the position."""
+    sr, hr, mask = example(seed=seed)
+    mask &= np.random.default_rng(3).random(mask.shape) < 0.04
     np.testing.assert_allclose(loss(sr, hr, mask), brute_force(sr, hr, mask, 3), 2e-5, 1e-9)
 
 
 def test_positions_without_reliable_pixels_are_skipped() -> None:
     """Two pixels of HR's first row: only u = 0 sees them, and there the loss is not 0."""
-    sr, hr, mask = example(batch=1, width=15)
-    mask[:] = False
+    sr, hr, mask = example()
+    mask[0] = False
     mask[0, 0, [7, 8]] = True
     found = searched(sr[0], hr[0], mask[0], 3)
     assert {u for u, _ in found} == {0} and min(found.values()) > 1e-4
-    np.testing.assert_allclose(loss(sr, hr, mask), [min(found.values())], rtol=1e-4)
-    assert np.isfinite(gradient(sr, hr, mask)).all() and np.any(gradient(sr, hr, mask))
-    assert losses.align(sr, hr, mask, 3).position[0, 0] == 0
+    np.testing.assert_allclose(loss(sr, hr, mask)[0], min(found.values()), rtol=1e-4)
+    slope = gradient(sr, hr, mask)
+    assert np.isfinite(slope).all() and np.any(slope[0])
+    assert align(sr, hr, mask, border=3).position[0, 0] == 0
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.int32, np.uint8])
-def test_masks_of_zeros_and_ones(kind: type) -> None:
+def test_masks_of_zeros_and_ones() -> None:
     sr, hr, mask = example()
-    np.testing.assert_array_equal(loss(sr, hr, mask.astype(kind)), loss(sr, hr, mask))
-    np.testing.assert_array_equal(gradient(sr, hr, mask.astype(kind)), gradient(sr, hr, mask))
+    zero_one = mask.astype(np.float32)
+    np.testing.assert_allclose(loss(sr, hr, zero_one), loss(sr, hr, mask), rtol=1e-6)
+    np.testing.assert_allclose(gradient(sr, hr, zero_one), gradient(sr, hr, mask), atol=1e-7)
 
 
 # --- invariances
 
 
 def test_brightness_per_channel() -> None:
-    sr, hr, mask = example(channels=3)
-    brighter = sr + np.array([2, -1, 0.5], np.float32)
+    sr, hr, mask = example()
+    brighter = sr + np.array([2, -1], np.float32)
     np.testing.assert_allclose(loss(brighter, hr, mask), loss(sr, hr, mask), rtol=1e-4)
     np.testing.assert_allclose(
         gradient(brighter, hr, mask), gradient(sr, hr, mask), rtol=1e-3, atol=1e-7
     )
     # One brightness for all channels would not do, and nor would one MSE for each.
-    single = [loss(sr[..., [c]], hr[..., [c]], mask) for c in range(3)]
+    single = [loss(sr[..., [c]], hr[..., [c]], mask) for c in range(2)]
     assert np.all(np.mean(single, 0) <= loss(sr, hr, mask) * 1.0001)
 
 
 def test_brightness_has_no_gradient() -> None:
-    sr, hr, mask = example(channels=2)
+    sr, hr, mask = example()
     np.testing.assert_allclose(gradient(sr, hr, mask).sum((1, 2)), 0, atol=1e-6)
 
 
@@ -135,12 +152,12 @@ def test_moving_hr_moves_the_position_alone(step: tuple[int, int]) -> None:
     """HR cut elsewhere out of a larger image: its best position moves, its loss does not."""
     y, x = step
     rng = np.random.default_rng(4)
-    large = rng.standard_normal((2, 16, 18, 1)).cumsum(1).cumsum(2).astype(np.float32)
-    clear = rng.random(large.shape) < 0.8
-    sr = large[:, 1:-1, 1:-1] + 0.1 * rng.standard_normal((2, 14, 16, 1)).astype(np.float32)
-    before, after = np.s_[:, 1:-1, 1:-1], np.s_[:, y : y + 14, x : x + 16]
-    first = losses.align(sr, large[before], clear[before], 3)
-    second = losses.align(sr, large[after], clear[after], 3)
+    large = rng.standard_normal((2, 16, 19, 2)).cumsum(1).cumsum(2).astype(np.float32)
+    clear = rng.random((2, 16, 19, 1)) < 0.8
+    sr = large[:, 1:-1, 1:-1] + 0.1 * rng.standard_normal((2, 14, 17, 2)).astype(np.float32)
+    before, after = np.s_[:, 1:-1, 1:-1], np.s_[:, y : y + 14, x : x + 17]
+    first = align(sr, large[before], clear[before], border=3)
+    second = align(sr, large[after], clear[after], border=3)
     np.testing.assert_array_equal(first.position, [[3, 3]] * 2)
     np.testing.assert_array_equal(second.position, [[4 - y, 4 - x]] * 2)
     np.testing.assert_allclose(
@@ -154,20 +171,18 @@ def test_moving_hr_moves_the_position_alone(step: tuple[int, int]) -> None:
 
 
 def test_images_of_a_batch_are_independent() -> None:
-    sr, hr, mask = example(batch=4)
-    mask[2] = False
-    alone = [loss(sr[[b]], hr[[b]], mask[[b]])[0] for b in range(4)]
-    np.testing.assert_allclose(loss(sr, hr, mask), alone, rtol=1e-6)
-    changed = sr.copy()
-    changed[1] += 5 * np.random.default_rng(5).standard_normal(changed[1].shape)
-    others = [0, 2, 3]
-    np.testing.assert_array_equal(loss(changed, hr, mask)[others], loss(sr, hr, mask)[others])
-    assert loss(changed, hr, mask)[1] > loss(sr, hr, mask)[1]
+    images = example(batch=4)
+    values = [loss(*(array[[a, b]] for array in images)) for a, b in [(0, 1), (3, 0), (1, 3)]]
+    slopes = [gradient(*(array[[a, b]] for array in images)) for a, b in [(0, 1), (3, 0), (1, 3)]]
+    for out in (values, slopes):
+        np.testing.assert_array_equal(out[0][0], out[1][1])
+        np.testing.assert_array_equal(out[0][1], out[2][0])
+        np.testing.assert_array_equal(out[1][0], out[2][1])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
 def test_what_lies_under_the_mask_does_not_matter(bad: float) -> None:
-    sr, hr, mask = example(channels=2)
+    sr, hr, mask = example()
     hidden = np.where(mask, hr, np.float32(bad))
     np.testing.assert_array_equal(loss(sr, hidden, mask), loss(sr, hr, mask))
     np.testing.assert_array_equal(gradient(sr, hidden, mask), gradient(sr, hr, mask))
@@ -181,23 +196,24 @@ def test_the_border_of_sr_does_not_matter() -> None:
     np.testing.assert_array_equal(loss(changed, hr, mask), loss(sr, hr, mask))
     inner = np.zeros(sr.shape, bool)
     inner[:, 3:-3, 3:-3] = True
-    slope = np.asarray(gradient(sr, hr, mask))
+    slope = gradient(sr, hr, mask)
     assert (slope[~inner] == 0).all() and np.any(slope[inner])
 
 
 # --- gradients
 
 
-def test_all_clouded_target() -> None:
+@pytest.mark.parametrize("fill", [0, np.nan])
+def test_all_clouded_target(fill: float) -> None:
     """Loss 0 and no gradient, whatever the target holds, and no effect on its neighbour."""
     sr, hr, mask = example()
-    mask[0] = False
-    hr[0, 3] = np.nan
-    assert loss(sr, hr, mask)[0] == 0
-    np.testing.assert_array_equal(gradient(sr, hr, mask)[0], 0)
-    np.testing.assert_array_equal(
-        gradient(sr, hr, mask)[1], gradient(sr[[1] * 2], hr[[1] * 2], mask[[1] * 2])[1]
-    )
+    clear = loss(sr, hr, mask), gradient(sr, hr, mask)
+    mask[0], hr[0] = False, fill
+    clouded = loss(sr, hr, mask), gradient(sr, hr, mask)
+    assert clouded[0][0] == 0
+    np.testing.assert_array_equal(clouded[1][0], 0)
+    for before, after in zip(clear, clouded):
+        np.testing.assert_array_equal(after[1], before[1])
 
 
 @pytest.mark.parametrize("what", ["flat", "both flat", "equal", "equal but for brightness"])
@@ -216,31 +232,40 @@ def test_gradient_is_finite(what: str) -> None:
 
 def test_a_single_reliable_pixel() -> None:
     """Brightness alone explains it: the loss is 0 and its gradient too."""
-    sr, hr, mask = example(batch=1)
+    sr, hr, mask = example()
     mask[:] = False
-    mask[0, 6, 7] = True
-    assert loss(sr, hr, mask)[0] == 0
+    mask[:, 6, 7] = True
+    np.testing.assert_array_equal(loss(sr, hr, mask), 0)
     np.testing.assert_array_equal(gradient(sr, hr, mask), 0)
 
 
-@pytest.mark.parametrize("border", [1, 3])
-def test_gradient_by_finite_differences(border: int) -> None:
-    sr, hr, mask = example(height=9, width=10, channels=2, seed=6)
+def test_gradient_by_finite_differences() -> None:
+    sr, hr, mask = example(seed=6)
     with jax.enable_x64(True):
         wide, target = jnp.asarray(sr, jnp.float64), jnp.asarray(hr, jnp.float64)
-        slope = np.asarray(gradient(wide, target, mask, border=border))
+        slope = gradient(wide, target, mask)
         assert slope.dtype == np.float64
-        out = np.asarray(loss(wide, target, mask, border=border))
+        out = loss(wide, target, mask)
     assert out.dtype == np.float64
-    np.testing.assert_allclose(out, brute_force(sr, hr, mask, border), rtol=1e-12)
+    np.testing.assert_allclose(out, brute_force(sr, hr, mask, 3), rtol=1e-12)
     rng, step = np.random.default_rng(7), 1e-5
     for _ in range(3):
         direction = rng.standard_normal(sr.shape)
-        above = brute_force(sr + step * direction, hr, mask, border)
-        below = brute_force(sr - step * direction, hr, mask, border)
+        above = brute_force(sr + step * direction, hr, mask, 3)
+        below = brute_force(sr - step * direction, hr, mask, 3)
         expected = (above - below) / (2 * step)
         np.testing.assert_allclose((slope * direction).sum((1, 2, 3)), expected, rtol=1e-6)
-    np.testing.assert_allclose(gradient(sr, hr, mask, border=border), slope, atol=1e-5)
+    np.testing.assert_allclose(gradient(sr, hr, mask), slope, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_diverged_image_is_not_taken_for_a_clouded_one(bad: float) -> None:
+    """Loss 0 is for targets that show nothing; an SR image that blew up must be noticed."""
+    sr, hr, mask = example()
+    ordinary = loss(sr, hr, mask)[1]
+    sr[0, 4:9, 5:9] = bad
+    assert not np.isfinite(loss(sr, hr, mask)[0])
+    assert loss(sr, hr, mask)[1] == ordinary
 
 
 # --- number formats

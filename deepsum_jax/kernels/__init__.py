@@ -1,0 +1,1 @@
+"""How operators are computed on each kind of device. `ops` says what they compute."""

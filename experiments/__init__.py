@@ -1,0 +1,1 @@
+"""Runnable experiments on top of `deepsum_jax`: one file each, nothing imports them."""
