@@ -7,6 +7,7 @@ numbered folders together with the position in the data.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import os
 from collections.abc import Callable
@@ -75,6 +76,18 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
+def _digest(folder: Path) -> str:
+    """SHA-256 over the names and bytes of a folder's files.
+
+    orbax itself lets some damage pass, and reports other in many lines.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def save_params(path: str | os.PathLike[str], bundle: Bundle) -> None:
     """Writes a bundle as a folder, aside and then renamed.
 
@@ -97,7 +110,8 @@ def save_params(path: str | os.PathLike[str], bundle: Bundle) -> None:
         aside.mkdir()
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(aside / "params", jax.tree.map(np.asarray, bundle.params))
-        files.write_json(aside / "bundle.json", _describe(bundle))
+        described = {**_describe(bundle), "params_sha256": _digest(aside / "params")}
+        files.write_json(aside / "bundle.json", described)
 
 
 def _is_empty_folder(path: Path) -> bool:
@@ -128,7 +142,8 @@ def find_bundle(path: str | os.PathLike[str]) -> Path:
     raise ValueError(f"{path}: found {what}, expected a parameter bundle or a trained workdir")
 
 
-def _read_description(folder: Path) -> tuple[ModelConfig, BundleInfo]:
+def _read_description(folder: Path) -> tuple[ModelConfig, BundleInfo, str | None]:
+    """Configuration, origin, and the digest of the parameters' files."""
     where = folder / "bundle.json"
     described = files.read_json(where)
     if not isinstance(described, dict) or not isinstance(described.get("format"), int):
@@ -153,7 +168,7 @@ def _read_description(folder: Path) -> tuple[ModelConfig, BundleInfo]:
         info = BundleInfo.from_dict({k: v for k, v in described.items() if k in known})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    return config, info
+    return config, info, described.get("params_sha256")
 
 
 def load_params(path: str | os.PathLike[str]) -> Bundle:
@@ -167,19 +182,28 @@ def load_params(path: str | os.PathLike[str]) -> Bundle:
 
     Raises:
       FileNotFoundError: no such folder.
-      ValueError: no bundle there, one of a newer format, or parameters that do not fit the
-        configuration beside them.
+      ValueError: no bundle there, one of a newer format, damaged files, or parameters that do
+        not fit the configuration beside them.
     """
     folder = find_bundle(path)
-    config, info = _read_description(folder)
-    params = _restore(folder / "params")
+    config, info, digest = _read_description(folder)
+    params = _restore(folder / "params", digest)
     _check_params(params, config, folder)
     return Bundle(params, config, info)
 
 
-def _restore(path: Path) -> Params:
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:99]
+
+
+def _restore(path: Path, digest: str | None) -> Params:
     if not path.is_dir():
         raise ValueError(f"{path}: found no folder, expected orbax parameters")
+    if digest is not None and digest != _digest(path):
+        raise ValueError(
+            f"{path}: found other files than were saved, damaged or incomplete; expected those "
+            "whose digest is in bundle.json (copy the bundle again)"
+        )
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             metadata = checkpointer.metadata(path).item_metadata
@@ -187,8 +211,8 @@ def _restore(path: Path) -> Params:
             target = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
             return checkpointer.restore(path, target)
         except Exception as error:  # noqa: BLE001 (orbax raises many kinds for damaged files)
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{path}: cannot be read as orbax parameters ({first[:99]})") from None
+            reason = _first_line(error)
+            raise ValueError(f"{path}: cannot be read as orbax parameters ({reason})") from None
 
 
 def _check_params(params: Params, config: ModelConfig, folder: Path) -> None:
@@ -231,17 +255,25 @@ class StateKeeper:
 
         Args:
           like: a state of the same structure.
+
+        Raises:
+          ValueError: damaged files, or a state of another structure.
         """
         step = self._manager.latest_step()
         if step is None:
             return None
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore()
-            ),
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore()
         )
+        try:
+            restored = self._manager.restore(step, args=args)
+        except Exception as error:  # noqa: BLE001 (orbax raises many kinds for damaged files)
+            folder = self._manager.directory / str(step)
+            raise ValueError(
+                f"{folder}: cannot be read as a training state ({_first_line(error)}); remove it "
+                "to go on from the state before"
+            ) from None
         return restored.state, restored.position
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import warnings
 from collections.abc import Callable
@@ -35,13 +36,28 @@ def _one_line_warning(message: Any, *_: Any, **__: Any) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
+def _one_line(error: Exception) -> str:
+    """What went wrong, in one line; errors of the operating system name the file first."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a command: an error of the input becomes one line and exit status 2."""
     warnings.showwarning = _one_line_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # terminals without × or … get a question mark
     try:
         main()
     except (ValueError, TypeError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        # XLA has no kind of its own for it.
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: out of memory: {_one_line(error)[:200]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; a training goes on where it was with the same command", file=sys.stderr)

@@ -285,37 +285,17 @@ REFERENCE = TrainConfig(
     deepsum=StageConfig(steps=969_000, batch_size=8, learning_rate=5e-6, validate_every=5_000),
 )
 
+_DEMO_STAGE = StageConfig(
+    batch_size=8, schedule="cosine", warmup_steps=20, clip_norm=1.0, checkpoint_every=100
+)
 DEMO = TrainConfig(
     preset="demo",
-    model=ModelConfig(features=16, sisrnet_layers=4, residual_init="zeros"),
-    data=DataConfig(patch_size=48, patches_per_scene=30, augment=True),
-    sisrnet=StageConfig(
-        steps=300,
-        batch_size=16,
-        learning_rate=2e-3,
-        schedule="cosine",
-        warmup_steps=20,
-        validate_every=150,
-        checkpoint_every=150,
-    ),
-    regnet=StageConfig(
-        steps=300,
-        batch_size=4,
-        learning_rate=2e-3,
-        schedule="cosine",
-        warmup_steps=20,
-        validate_every=150,
-        checkpoint_every=150,
-    ),
-    deepsum=StageConfig(
-        steps=400,
-        batch_size=4,
-        learning_rate=1e-3,
-        schedule="cosine",
-        warmup_steps=20,
-        clip_norm=1.0,
-        validate_every=100,
-        checkpoint_every=100,
+    model=ModelConfig(features=24, sisrnet_layers=4, residual_init="zeros"),
+    data=DataConfig(patch_size=42, patches_per_scene=40, validation_fraction=0.2, augment=True),
+    sisrnet=dataclasses.replace(_DEMO_STAGE, steps=300, learning_rate=2e-3, validate_every=150),
+    regnet=dataclasses.replace(_DEMO_STAGE, steps=1200, learning_rate=3e-3, validate_every=300),
+    deepsum=dataclasses.replace(
+        _DEMO_STAGE, steps=260, learning_rate=1e-3, validate_every=65, log_every=10
     ),
 )
 

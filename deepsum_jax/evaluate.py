@@ -19,6 +19,7 @@ from tqdm import tqdm
 from deepsum_jax import cli, figures, files, kelvins, metrics, ops, prepare
 from deepsum_jax.baselines.bicubic_mean import bicubic_mean
 from deepsum_jax.checkpoint import Bundle, load_params
+from deepsum_jax.config import nearest
 from deepsum_jax.predict import MAX_FRAMES, check_predictor, select_frames, super_resolve
 from deepsum_jax.registration import register_frames
 from deepsum_jax.scene import Scene
@@ -57,8 +58,23 @@ def _score_image(image: np.ndarray, scene: Scene, border: int) -> tuple[float, f
 
 
 def true_shifts(truth: dict[str, Any], frames: Sequence[int]) -> np.ndarray:
-    """[n, 2]: translations that register frames on the first, from a simulated scene's truth."""
-    place = np.array([truth["frames"][f"LR{number:03d}"] for number in frames], np.float64)
+    """[n, 2]: translations that register frames on the first, from a simulated scene's truth.
+
+    Raises:
+      ValueError: a frame's translation is missing or is not two numbers.
+    """
+    place = np.full((len(frames), 2), np.nan)
+    for row, number in zip(place, frames):
+        try:
+            dy, dx = truth["frames"][f"LR{number:03d}"]
+            row[:] = float(dy), float(dx)
+        except (KeyError, TypeError, ValueError):
+            pass  # stays NaN
+        if not np.isfinite(row).all():
+            raise ValueError(
+                f"truth.json: found no translation of LR{number:03d}, expected "
+                f"frames.LR{number:03d} to be (dy, dx)"
+            )
     return place - place[0]
 
 
@@ -309,7 +325,12 @@ def select_scenes(
     """
     folders = kelvins.find_scenes(data)
     if band and band != "all":
-        prepare.choose_band(folders, band)
+        bands = sorted({f.band for f in folders})
+        if band not in bands:
+            raise ValueError(
+                f"--band: found {band!r}, but {data} has {', '.join(bands) or 'no band folders'}; "
+                f"{nearest(band, [*bands, 'all'])}"
+            )
         folders = tuple(f for f in folders if f.band == band)
     scored = tuple(f for f in folders if (f.path / "HR.png").exists())
     if not scored:
@@ -372,7 +393,10 @@ def evaluate(
         scene = kelvins.read_scene(folder, norms.get(folder.name))
         truth_file = folder.path / "truth.json"
         truth = files.read_json(truth_file) if truth_file.exists() else None
-        score = evaluate_scene(bundle, scene, truth, max_frames)
+        try:
+            score = evaluate_scene(bundle, scene, truth, max_frames)
+        except ValueError as error:
+            raise ValueError(f"{folder.path}: {error}") from None
         if each is not None:
             each(score)
             score = dataclasses.replace(score, images={})
@@ -418,6 +442,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    for target, argument in ((args.json, "--json"), (args.panel, "--panel")):
+        if target is not None:
+            files.check_target(target, argument)
     bundle = load_params(args.params)
     kept: list[SceneScore] = []
 

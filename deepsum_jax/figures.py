@@ -36,6 +36,8 @@ def match_brightness(image: np.ndarray, target: np.ndarray, clear: np.ndarray) -
 
 def grid(rows: Sequence[tuple[str, Sequence[Panel]]], error_scale: float | None = None) -> Figure:
     """A figure of rows of images; panels whose title starts with "error" share one error scale."""
+    if not rows:
+        return Figure(figsize=(2.6, 1.0))  # nothing to show, and no reason to fail
     columns = max(len(panels) for _, panels in rows)
     figure = Figure(figsize=(2.6 * columns + 0.3, 2.85 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -46,7 +48,9 @@ def grid(rows: Sequence[tuple[str, Sequence[Panel]]], error_scale: float | None 
             axis.set_axis_off()
         for axis, (title, image) in zip(line, panels):
             if title.startswith("error"):
-                limit = error_scale or max(1e-6, float(np.nanpercentile(np.abs(image), 99)))
+                shown_errors = np.abs(image[np.isfinite(image)])
+                largest = float(np.percentile(shown_errors, 99)) if shown_errors.size else 0.0
+                limit = error_scale or max(1e-6, largest)
                 axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
             else:
                 axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")

@@ -34,7 +34,10 @@ BANDS = ("RED", "NIR")
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 # What the decoder raises, depending on where the bytes go wrong.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
 _LAYOUT = "{train,test}/BAND/SCENE/LR000.png, BAND/SCENE/LR000.png or SCENE/LR000.png"
 
@@ -147,7 +150,7 @@ def read_norm(path: str | os.PathLike[str]) -> dict[str, float]:
             name, value = "", math.nan
         if len(fields) != 2 or not 0 < value < math.inf:
             raise ValueError(
-                f"{path}, line {number}: found {line.strip()!r}, expected a scene name and its "
+                f"{path}, line {number}: found {line.strip()[:60]!r}, expected a name and its "
                 "baseline in dB"
             )
         if name in norm:

@@ -41,9 +41,7 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, cfg.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), cfg.param_dtype)
-        y = ops.conv2d(
-            x.astype(cfg.dtype), kernel.astype(cfg.dtype), cfg.precision, cfg.backend
-        )
+        y = ops.conv2d(x.astype(cfg.dtype), kernel.astype(cfg.dtype), cfg.precision, cfg.backend)
         return y + bias.astype(cfg.dtype)
 
 

@@ -6,7 +6,7 @@ without a device axis, so it looks the same on one device and on many.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from deepsum_jax.stages import Stage
 from deepsum_jax.step import TrainState, make_train_step
 
 AXIS = "devices"
+Devices = Sequence[jax.Device] | None
 
 
 def describe() -> str:
@@ -44,27 +45,33 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def shard(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def shard(batch: Mapping[str, np.ndarray], devices: Devices = None) -> dict[str, np.ndarray]:
     """[B, …] of this process → [devices, B / devices, …]."""
-    devices = jax.local_device_count()
-    return {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
+    count = len(devices) if devices is not None else jax.local_device_count()
+    return {k: v.reshape(count, -1, *v.shape[1:]) for k, v in batch.items()}
 
 
 def map_train_step(
-    stage: Stage, config: TrainConfig
+    stage: Stage, config: TrainConfig, devices: Devices = None
 ) -> Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, dict[str, jax.Array]]]:
-    """The stage's train step over all devices: (state, sharded batch) → (state, metrics).
+    """The stage's train step over devices: (state, sharded batch) → (state, metrics).
 
     The state's buffers are donated: use only the returned one.
+
+    Args:
+      devices: which; default all.
     """
     step = make_train_step(stage, config, AXIS)
-    return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))
+    return jax.pmap(
+        step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,), devices=devices
+    )
 
 
-def replicate(tree: Any) -> Any:
+def replicate(tree: Any, devices: Devices = None) -> Any:
     """Puts a pytree on every device, in new buffers, laid out as the mapped step returns state."""
-    copy = jax.pmap(lambda tree, _: tree, AXIS, in_axes=(None, 0), out_axes=None)
-    return copy(tree, np.arange(jax.local_device_count()))
+    count = len(devices) if devices is not None else jax.local_device_count()
+    copy = jax.pmap(lambda tree, _: tree, AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
+    return copy(tree, np.arange(count))
 
 
 def to_host(tree: Any) -> Any:

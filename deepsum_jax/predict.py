@@ -9,6 +9,7 @@ import argparse
 import functools
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
@@ -21,6 +22,11 @@ from deepsum_jax.checkpoint import Bundle, load_params
 from deepsum_jax.config import ModelConfig
 from deepsum_jax.scene import check_stack
 from deepsum_jax.step import Forward
+
+# `python -m` finds this module imported by the package, for its public names, and worries.
+warnings.filterwarnings(
+    "ignore", r"'deepsum_jax\.predict' found in sys\.modules", category=RuntimeWarning
+)
 
 MAX_FRAMES = 15  # more of the clearest frames did not help (slides, "Quantitative Results")
 _MAX_WINDOW_SHIFT = 4  # HR pixels; a window's image further off is left out of the average
@@ -169,7 +175,7 @@ def check_predictor(bundle: Bundle) -> None:
 
 
 def _reference_index(reference: int | str, frames: int) -> int | None:
-    if reference == "clearest":
+    if isinstance(reference, str) and reference == "clearest":
         return None
     if isinstance(reference, (int, np.integer)) and not isinstance(reference, bool):
         if 0 <= reference < frames:
@@ -263,6 +269,8 @@ def predict(
       stack: [T, h, w] or [T, h, w, C], T ≥ 1, any real dtype, raw units as in training. C is the
         bundle's, or the bundle has one channel and bands run one by one.
       masks: [T, h, w], bool or 0/1, True = reliable, shared by the bands; None trusts all pixels.
+        What they hide still counts in the network's statistics, as clouds did in training, but
+        not where it is no measurement (see `prepare.fill_hidden`): NaN, or a no-data value.
       reference: frame whose grid the image lies on: "clearest" (the earliest of a tie) or an
         index.
       return_details: return a `Prediction` instead of the image alone.
@@ -291,6 +299,8 @@ def predict(
             f"stack: found frames of {frames.shape[1]}×{frames.shape[2]} pixels, expected at least "
             f"{-(-least // config.scale)}×{-(-least // config.scale)}"
         )
+    if not isinstance(max_frames, (int, np.integer)) or max_frames < 1:
+        raise ValueError(f"max_frames: found {max_frames!r}, expected a whole number above 0")
     kept = select_frames(
         clear, config.num_frames, _reference_index(reference, len(frames)), max_frames
     )
@@ -308,8 +318,8 @@ def predict(
     return Prediction(image, kept[0], tuple(kept), weights) if return_details else image
 
 
-def read_input(inputs: Sequence[Path], masks: Sequence[Path]) -> tuple[np.ndarray, Any]:
-    """The stack and masks that the command's inputs hold.
+def read_input(inputs: Sequence[Path], masks: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """The stack and masks that the command's inputs hold, as `check_stack` passes them.
 
     One Kelvins scene folder; one `.npy` stack or `.npz` with `stack` and perhaps `masks`; or
     16-bit PNG frames of one place. `masks` are PNGs, one a frame and in the same order, or one
@@ -326,7 +336,7 @@ def read_input(inputs: Sequence[Path], masks: Sequence[Path]) -> tuple[np.ndarra
         return scene.lr, scene.masks
     if len(inputs) == 1 and first.suffix in (".npy", ".npz"):
         stack, found = _read_arrays(first)
-        return stack, _read_masks(masks) if masks else found
+        return check_stack(stack, _read_masks(masks) if masks else found, str(first))
     wrong = next((p for p in inputs if p.suffix.lower() != ".png"), None)
     if wrong is not None:
         raise ValueError(
@@ -341,20 +351,34 @@ def read_input(inputs: Sequence[Path], masks: Sequence[Path]) -> tuple[np.ndarra
                 f"{path}: found {frame.shape[0]}×{frame.shape[1]} pixels, expected "
                 f"{frames[0].shape[0]}×{frames[0].shape[1]} like {first}"
             )
-    return np.stack(frames), _read_masks(masks) if masks else None
+    return check_stack(np.stack(frames), _read_masks(masks) if masks else None, "the frames")
+
+
+# What numpy raises for files that hold no arrays, or not all of them.
+_BROKEN = (
+    OSError, ValueError, EOFError, MemoryError, NotImplementedError, RuntimeError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def _read_arrays(path: Path) -> tuple[np.ndarray, Any]:
+    """The stack in a `.npy` or `.npz`, and the masks that an `.npz` may have."""
+    expected = "expected arrays of numbers as np.save or np.savez(stack=…) writes them"
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded, None
         with loaded:
-            if "stack" not in loaded:
-                raise ValueError(f"arrays {', '.join(loaded.files) or 'none'}, not 'stack'")
-            return loaded["stack"], loaded.get("masks")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: cannot be read as a stack: found {error}") from None
+            if "stack" in loaded:
+                return loaded["stack"], loaded.get("masks")
+            names = ", ".join(loaded.files) or "none"
+    except _BROKEN as error:
+        if "allow_pickle" in str(error):  # numpy's advice is to trust the file
+            reason = "pickled objects, or no array at all"
+        else:
+            reason = f"a file that is cut short or damaged ({error or type(error).__name__})"
+        raise ValueError(f"{path}: found {reason}, {expected}") from None
+    raise ValueError(f"{path}: found the arrays {names}, expected one named 'stack'")
 
 
 def _read_masks(masks: Sequence[Path]) -> np.ndarray:
@@ -381,12 +405,11 @@ def write_output(path: Path, image: np.ndarray) -> None:
 
 def _check_output(path: Path, channels: int) -> None:
     """Refuses what `write_output` could not write, before the work is done."""
+    files.check_target(path, "--output")
     if path.suffix not in (".npy", ".png"):
         raise ValueError(f"--output {path}: found suffix {path.suffix!r}, expected .png or .npy")
     if path.suffix == ".png" and channels > 1:
         raise ValueError(f"--output {path}: a .png holds one band, found {channels}; use .npy")
-    if path.is_dir():
-        raise ValueError(f"--output {path}: is a folder, expected a file")
 
 
 def _reference(text: str) -> int | str:

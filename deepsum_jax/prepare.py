@@ -24,7 +24,7 @@ from deepsum_jax import deepsum, files, kelvins, ops, registration
 from deepsum_jax.config import NORMALIZATIONS, DataConfig, ModelConfig, Normalization, nearest
 from deepsum_jax.scene import Scene
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 
 class SceneSkipped(ValueError):
@@ -67,18 +67,30 @@ def with_channels(images: np.ndarray, rank: int) -> np.ndarray:
 
 
 def fill_hidden(lr: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Frames as finite float32: non-finite pixels (all masked) take their frame's clear median.
+    """Frames as finite float32, with no-data values filled.
+
+    What a mask hides stays, clouds too, unless it is no measurement: not finite, or further from
+    all reliable values of the stack than ten times their range, as no-data codes are (−9999,
+    65535, −3.4e38). Upsampling would smear those over their reliable neighbours, so they take
+    their frame's clear median, or the stack's in a frame without a clear pixel.
 
     Args:
       lr: [T, h, w, C].
       masks: [T, h, w] bool.
     """
-    x = lr.astype(np.float32)
+    with np.errstate(over="ignore"):  # becomes infinite, and is filled
+        x = lr.astype(np.float32)
     broken = ~np.isfinite(x)
+    clear = x[masks]  # [pixels, C]
+    if len(clear):
+        low, high = clear.min(axis=0), clear.max(axis=0)
+        reach = 10 * (high - low)
+        broken |= ~masks[..., None] & ((x < low - reach) | (x > high + reach))
+    else:
+        clear = np.zeros((1, x.shape[-1]), np.float32)
     for n in np.flatnonzero(broken.any(axis=(1, 2, 3))):
-        clear = masks[n] & ~broken[n].any(axis=-1)
-        pool = x[n][clear] if clear.any() else np.zeros((1, x.shape[-1]), np.float32)
-        x[n] = np.where(broken[n], np.median(pool, axis=0), x[n])
+        own = x[n][masks[n]]
+        x[n] = np.where(broken[n], np.median(own if len(own) else clear, axis=0), x[n])
     return x
 
 
@@ -184,7 +196,7 @@ def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> Prepare
         raise SceneSkipped("HR has no reliable pixel")
     lr, masks = fill_hidden(lr, scene.masks), scene.masks
     if data.max_value:
-        keep = lr.max(axis=(1, 2, 3)) <= data.max_value
+        keep = ~(with_channels(scene.lr, 3) > data.max_value).any(axis=(1, 2, 3))
         lr, masks = lr[keep], masks[keep]
     keep = masks.any(axis=(1, 2))
     lr, masks = lr[keep], masks[keep]
@@ -304,7 +316,7 @@ def _cached(
         try:
             with np.load(path) as stored:
                 return print_, _from_arrays(stored)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
             path.unlink()  # not ours, or damaged on disk: prepare anew
     result: PreparedScene | str
     try:
@@ -404,6 +416,7 @@ def prepare_dataset(
     if not folders:
         raise ValueError(f"{root}: found only test scenes, expected scenes to train on")
     band = choose_band(folders, data.band)
+    kelvins.read_norm_for(root)  # a fault there should not wait for the scores at the end
     if band != "all":
         folders = tuple(f for f in folders if f.band == band)
     with concurrent.futures.ThreadPoolExecutor() as pool:

@@ -30,8 +30,12 @@ class PairConv(nn.Module):
         kernel = self.param("kernel", kernel_init, shape, param_dtype).astype(dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), param_dtype)
         x = features.astype(dtype)
-        frames = ops.conv2d(x[:, 1:], kernel[0], cfg.precision, cfg.backend)  # [B, N−1, H, W, F_out]
-        reference = ops.conv2d(x[:, :1], kernel[1], cfg.precision, cfg.backend)  # [B, 1, H, W, F_out]
+        frames = ops.conv2d(
+            x[:, 1:], kernel[0], cfg.precision, cfg.backend
+        )  # [B, N−1, H, W, F_out]
+        reference = ops.conv2d(
+            x[:, :1], kernel[1], cfg.precision, cfg.backend
+        )  # [B, 1, H, W, F_out]
         return frames + (reference + bias.astype(dtype))
 
 

@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+# Greatest magnitude of a reliable value: sums of its squares still fit float32.
+_GREATEST = 1e15
+
 
 def _as_array(value: Any, what: str) -> np.ndarray:
     """`value` as an array; a ragged list or a numpy masked array is a TypeError."""
@@ -53,18 +56,31 @@ def _mask(value: Any, what: str) -> np.ndarray:
 
 
 def _check_finite(values: np.ndarray, mask: np.ndarray, what: str) -> None:
-    """Every band of every reliable pixel is finite; `mask` has the axes of `values` less C."""
-    if values.dtype.kind != "f":
+    """Every band of every reliable pixel is finite, and no number too large to compute with.
+
+    `mask` has the axes of `values` less C.
+    """
+    if values.dtype.kind != "f" and values.dtype.itemsize < 8:
         return
-    finite = np.isfinite(values)
-    if values.ndim > mask.ndim:  # [..., h, w, C] against a mask [..., h, w] shared by the bands
-        finite = finite.all(axis=-1)
-    count = int(np.count_nonzero(mask & ~finite))
-    if count:
+
+    def count(broken: np.ndarray) -> int:
+        if broken.ndim > mask.ndim:  # [..., h, w, C] against a mask [..., h, w] shared by bands
+            broken = np.asarray(broken.any(axis=-1))
+        return int(np.count_nonzero(mask & broken))
+
+    broken = count(~np.isfinite(values))
+    if broken:
         raise ValueError(
-            f"{what}: found {count} non-finite pixels that the mask calls reliable, expected "
+            f"{what}: found {broken} non-finite pixels that the mask calls reliable, expected "
             "finite values there (mask them out)"
         )
+    if values.dtype.itemsize > 2:
+        large = count((values > _GREATEST) | (values < -_GREATEST))
+        if large:
+            raise ValueError(
+                f"{what}: found {large} pixels beyond ±{_GREATEST:g} that the mask calls reliable, "
+                "expected values that float32 can hold and square (mask no-data values out)"
+            )
 
 
 def check_stack(lr: Any, masks: Any = None, name: str = "stack") -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +98,7 @@ def check_stack(lr: Any, masks: Any = None, name: str = "stack") -> tuple[np.nda
     Raises:
       TypeError: not an array of real numbers, or a numpy masked array.
       ValueError: a wrong rank, an empty axis, shapes that disagree, a mask value other than 0
-        and 1, or a non-finite value that the masks call reliable.
+        and 1, or a value that the masks call reliable and that is not finite, or beyond ±1e15.
     """
     lr = _real(lr, f"{name}: frames")
     if lr.ndim not in (3, 4):

@@ -66,13 +66,38 @@ def init_state(params: Params, stage: Stage, config: TrainConfig) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained))
 
 
+def gradients(
+    params: Params, batch: Batch, stage: Stage, config: TrainConfig, axis_name: str | None = None
+) -> tuple[Params, dict[str, Array]]:
+    """Gradients of a stage's mean loss over a batch, for the sub-trees that it trains.
+
+    Args:
+      axis_name: of the mapped device axis, over which gradients and metrics are averaged.
+
+    Returns:
+      The gradients and {"loss", …} scalars.
+    """
+    trained, read = split_params(params, stage)
+
+    def mean_loss(trained: Params) -> tuple[Array, dict[str, Array]]:
+        loss, diagnostics = stage.loss({**trained, **read}, batch, config)
+        means = {name: value.mean() for name, value in diagnostics.items()}
+        return loss.mean(), {"loss": loss.mean(), **means}
+
+    result = jax.grad(mean_loss, has_aux=True)(trained)
+    if axis_name is not None:
+        # Every device holds as many samples, so the mean of means is the batch's mean.
+        result = lax.pmean(result, axis_name)
+    return result
+
+
 def make_train_step(
     stage: Stage, config: TrainConfig, axis_name: str | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The pure train step of a stage.
 
     Args:
-      axis_name: of the mapped device axis; gradients and metrics are averaged over it.
+      axis_name: of the mapped device axis, if any.
 
     Returns:
       (state, batch) → (state, {"loss", "gradient_norm", …} scalars).
@@ -81,18 +106,9 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         trained, read = split_params(state.params, stage)
-
-        def mean_loss(trained: Params) -> tuple[Array, dict[str, Array]]:
-            loss, diagnostics = stage.loss({**trained, **read}, batch, config)
-            means = {name: value.mean() for name, value in diagnostics.items()}
-            return loss.mean(), {"loss": loss.mean(), **means}
-
-        gradients, metrics = jax.grad(mean_loss, has_aux=True)(trained)
-        if axis_name is not None:
-            # Every device holds as many samples, so the mean of means is the batch's mean.
-            gradients, metrics = lax.pmean((gradients, metrics), axis_name)
-        metrics["gradient_norm"] = optax.global_norm(gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        gradient, metrics = gradients(state.params, batch, stage, config, axis_name)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
         params = {**optax.apply_updates(trained, updates), **read}
         return TrainState(state.step + 1, params, opt_state), metrics
 

@@ -46,7 +46,6 @@ def environment(folder: Path) -> dict[str, str]:
         **{name: str(folder / name.lower()) for name in homes},
         "JUPYTER_PATH": str(folder / "jupyter"),
         "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONWARNINGS": "ignore",
         "JAX_PLATFORMS": "cpu",
         "DEEPSUM_PRESET": "tiny",
         # The two pretraining stages have tests of their own; without them it takes half the time.
@@ -67,7 +66,7 @@ def test_notebook_is_stored_without_outputs() -> None:
 def test_notebook_runs(tmp_path: Path) -> None:
     target = tmp_path / "executed.ipynb"
     done = subprocess.run(
-        [sys.executable, "-c", RUNNER, str(NOTEBOOK), str(target), str(tmp_path)],
+        [sys.executable, "-W", "ignore", "-c", RUNNER, str(NOTEBOOK), str(target), str(tmp_path)],
         env=environment(tmp_path), capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +14,18 @@ import numpy as np
 import pytest
 
 from deepsum_jax import ops
+from deepsum_jax.kernels.backend import Backend
 
-PREPROCESSING = Path(__file__).parents[2] / "shared" / "golden" / "preprocessing.npz"
+GOLDEN = Path(os.environ.get("DEEPSUM_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
+BACKENDS: tuple[Backend, ...] = ("cpu", "accelerator")
+
+conv2d = jax.jit(ops.conv2d, static_argnames="backend")
+conv3d = jax.jit(ops.conv3d, static_argnames="backend")
+conv_norm_leaky = jax.jit(ops.conv_norm_leaky, static_argnames="backend")
+global_dynamic_convolution = jax.jit(ops.global_dynamic_convolution, static_argnames="backend")
+instance_norm = jax.jit(ops.instance_norm)
+mutual_inpainting = jax.jit(ops.mutual_inpainting)
+window_means = jax.jit(ops.window_means, static_argnames="size")
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -74,9 +86,10 @@ def test_bicubic_of_integers() -> None:
 
 
 def test_bicubic_golden() -> None:
-    if not PREPROCESSING.exists():
-        pytest.skip(f"no golden values at {PREPROCESSING}")
-    golden = np.load(PREPROCESSING)
+    file = GOLDEN / "preprocessing.npz"
+    if not file.exists():
+        pytest.skip(f"no golden values at {file}; DEEPSUM_GOLDEN names their folder")
+    golden = np.load(file)
     for clip, name in [(True, "bicubic_x3"), (False, "bicubic_x3_unclipped")]:
         out = ops.bicubic_upsample(golden["lr"].astype(np.float64), 3, clip=clip)
         np.testing.assert_allclose(out, golden[name], atol=1e-6)
@@ -119,32 +132,69 @@ def test_translate(shift: tuple[int, int], fill: bool | None) -> None:
 
 
 def slow_conv3d(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """[N, H, W, C] and [D, K, K, C, F] → [N − D + 1, H, W, F], tap by tap in float64."""
-    (n, h, w, _), (depth, size) = x.shape, kernel.shape[:2]
-    out = np.zeros((n - depth + 1, h, w, kernel.shape[-1]))
-    for t, y, z in np.ndindex(out.shape[:3]):
-        for d, i, j in np.ndindex(depth, size, size):
-            row, column = mirror(y + i - size // 2, h), mirror(z + j - size // 2, w)
-            out[t, y, z] += x[t + d, row, column].astype(float) @ kernel[d, i, j].astype(float)
+    """[..., N, H, W, C] and [D, K, K, C, F] → [..., N − D + 1, H, W, F] in float64."""
+    (n, h, w), (depth, size) = x.shape[-4:-1], kernel.shape[:2]
+    out = np.zeros((*x.shape[:-4], n - depth + 1, h, w, kernel.shape[-1]))
+    for d, i, j in np.ndindex(depth, size, size):
+        rows = [mirror(y + i - size // 2, h) for y in range(h)]
+        columns = [mirror(z + j - size // 2, w) for z in range(w)]
+        tap = x[..., d : n - depth + 1 + d, :, :, :][..., rows, :, :][..., columns, :]
+        out += tap.astype(np.float64) @ kernel[d, i, j].astype(np.float64)
     return out
 
 
-@pytest.mark.parametrize("size", [1, 3, 5])
-def test_conv2d(size: int) -> None:
-    x, kernel = noise(2, 2, 4, 6, 3), noise(size, size, 3, 2, seed=1)
-    out = ops.conv2d(x, kernel)
-    assert out.shape == (2, 2, 4, 6, 2)
-    expected = [slow_conv3d(frames, kernel[None]) for frames in x]
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("size", "channels"), [(1, 3), (3, 1), (3, 5)])
+def test_conv2d(size: int, channels: int, backend: Backend) -> None:
+    x, kernel = noise(2, 2, 4, 7, channels), noise(size, size, channels, 2, seed=1)
+    expected = slow_conv3d(x, kernel[None])
+    out = conv2d(x, kernel, backend=backend)
+    assert out.shape == (2, 2, 4, 7, 2)
     np.testing.assert_allclose(out, expected, atol=2e-5)
-    np.testing.assert_allclose(ops.conv2d(x[0, 0], kernel), expected[0][0], atol=2e-5)
+    one = conv2d(x[0, 0], kernel, backend=backend)
+    np.testing.assert_allclose(one, expected[0, 0], atol=2e-5)
 
 
-@pytest.mark.parametrize(("depth", "size"), [(3, 3), (2, 5), (1, 1), (5, 3)])
-def test_conv3d(depth: int, size: int) -> None:
-    x, kernel = noise(2, 5, 4, 6, 3), noise(depth, size, size, 3, 2, seed=1)
-    out = ops.conv3d(x, kernel)
-    assert out.shape == (2, 6 - depth, 4, 6, 2)
-    np.testing.assert_allclose(out, [slow_conv3d(frames, kernel) for frames in x], atol=3e-5)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("depth", "shape"), [(3, (2, 5, 4, 7, 3)), (2, (2, 3, 5, 3, 1)), (3, (1, 5, 80, 67, 4))]
+)
+def test_conv3d(depth: int, shape: tuple[int, ...], backend: Backend) -> None:
+    x, kernel = noise(*shape), noise(depth, 3, 3, shape[-1], 2, seed=1)
+    out = conv3d(x, kernel, backend=backend)
+    assert out.shape == (shape[0], shape[1] - depth + 1, *shape[2:4], 2)
+    np.testing.assert_allclose(out, slow_conv3d(x, kernel), atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_conv3d_derivatives(channels: int, backend: Backend) -> None:
+    """The result is linear in x and in the kernel, so its derivatives are convolutions."""
+    x, kernel = noise(2, 4, 5, 6, channels), noise(3, 3, 3, channels, 2, seed=1)
+    dx, dkernel, weight = noise(*x.shape, seed=2), noise(*kernel.shape, seed=3), noise(5, 6, 2)
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def gradients(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.sum(ops.conv3d(x, kernel, backend=backend) * weight)
+
+    by_x, by_kernel = gradients(x, kernel)
+    assert np.sum(by_x * dx) == pytest.approx(np.sum(slow_conv3d(dx, kernel) * weight), rel=1e-4)
+    expected = np.sum(slow_conv3d(x, dkernel) * weight)
+    assert np.sum(by_kernel * dkernel) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("depth", "offset"), [(1, 0), (3, 0), (3, 1e3)])
+def test_conv_norm_leaky(depth: int, offset: float, backend: Backend) -> None:
+    """The block is what its three parts are, one after the other."""
+    x, gamma, beta = norm_inputs((2, 4, 6, 7, 4), offset)
+    kernel = noise(depth, 3, 3, 4, 4, seed=3)
+    normal = slow_norm(slow_conv3d(x, kernel), gamma, beta, 1e-3)
+    out = conv_norm_leaky(x, kernel, gamma, beta, backend=backend)
+    assert out.shape == (2, 5 - depth, 6, 7, 4)
+    tolerance = 1e-2 if offset else 2e-5  # float32 near 1e4 has a spacing of 1e-3
+    np.testing.assert_allclose(out, np.where(normal > 0, normal, 0.2 * normal), atol=tolerance)
 
 
 def test_reflect_pad() -> None:
@@ -159,7 +209,7 @@ def test_reflect_pad() -> None:
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_window_means(size: int) -> None:
     x, kernel = noise(2, 3, 5, 7, 4), noise(size, size, 4, 6, seed=1)
-    means = np.asarray(ops.window_means(x, size))
+    means = np.asarray(window_means(x, size=size))
     assert means.shape == (2, 3, size, size, 4)
     for i, j in np.ndindex(size, size):
         rows = [mirror(y + i - size // 2, 5) for y in range(5)]
@@ -167,7 +217,7 @@ def test_window_means(size: int) -> None:
         window = x[:, :, rows][..., columns, :].astype(float)
         np.testing.assert_allclose(means[:, :, i, j], window.mean((2, 3)), atol=1e-6)
     # What they are for: a convolution that is averaged over H and W.
-    averaged = np.stack([slow_conv3d(frames, kernel[None]).mean((1, 2)) for frames in x])
+    averaged = slow_conv3d(x, kernel[None]).mean((2, 3))
     np.testing.assert_allclose(np.einsum("bnijf,ijfo->bno", means, kernel), averaged, atol=1e-5)
 
 
@@ -188,24 +238,34 @@ def slow_dynamic(x: np.ndarray, filters: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("size", "shape"),
-    [(3, (2, 3, 4, 5, 3)), (5, (3, 2, 3, 8, 2)), (9, (2, 2, 5, 11, 3)), (9, (1, 1, 12, 9, 1))],
+    [
+        (1, (1, 2, 3, 4, 2)),
+        (3, (2, 3, 4, 5, 3)),
+        (5, (3, 2, 3, 8, 2)),
+        (9, (2, 2, 5, 11, 3)),
+        (9, (1, 1, 12, 9, 1)),
+    ],
 )
-def test_global_dynamic_convolution(size: int, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_global_dynamic_convolution(size: int, shape: tuple[int, ...], backend: Backend) -> None:
     x, filters = noise(*shape), noise(*shape[:2], size, size, seed=1)  # H or W = K//2 + 1 as well
-    out = ops.global_dynamic_convolution(x, filters)
+    out = global_dynamic_convolution(x, filters, backend=backend)
     assert out.shape == shape
     np.testing.assert_allclose(out, slow_dynamic(x, filters), atol=5e-5)
 
 
-def test_global_dynamic_convolution_derivatives() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_global_dynamic_convolution_derivatives(backend: Backend) -> None:
     """The result is linear in x and in the filters, so its derivatives are dynamic convolutions."""
-    x, filters = noise(2, 2, 5, 6, 3), noise(2, 2, 3, 3, seed=1)
-    dx, dfilters, weight = noise(*x.shape, seed=2), noise(*filters.shape, seed=3), noise(5, 6, 3)
+    x, filters = noise(2, 2, 5, 29, 3), noise(2, 2, 3, 3, seed=1)
+    dx, dfilters, weight = noise(*x.shape, seed=2), noise(*filters.shape, seed=3), noise(5, 29, 3)
 
-    def total(x: jax.Array, filters: jax.Array) -> jax.Array:
-        return jnp.sum(ops.global_dynamic_convolution(x, filters) * weight)
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def gradients(x: jax.Array, filters: jax.Array) -> jax.Array:
+        return jnp.sum(ops.global_dynamic_convolution(x, filters, backend=backend) * weight)
 
-    by_x, by_filters = jax.grad(total, argnums=(0, 1))(x, filters)
+    by_x, by_filters = gradients(x, filters)
     assert np.sum(by_x * dx) == pytest.approx(np.sum(slow_dynamic(dx, filters) * weight), rel=1e-4)
     expected = np.sum(slow_dynamic(x, dfilters) * weight)
     assert np.sum(by_filters * dfilters) == pytest.approx(expected, rel=1e-4)
@@ -217,7 +277,7 @@ def test_delta_filter_registers(shift: tuple[int, int]) -> None:
     x = noise(1, 1, 14, 17, 2)
     filters = np.zeros((1, 1, 9, 9), np.float32)
     filters[0, 0, 4 - shift[0], 4 - shift[1]] = 1
-    out = np.asarray(ops.global_dynamic_convolution(x, filters))
+    out = np.asarray(global_dynamic_convolution(x, filters))
     for y, z in np.ndindex(6, 9):
         y, z = y + 4, z + 4
         np.testing.assert_array_equal(out[0, 0, y, z], x[0, 0, y - shift[0], z - shift[1]])
@@ -254,7 +314,7 @@ def test_inpainting_every_pattern_of_three() -> None:
     patterns = np.array(list(itertools.product([False, True], repeat=3)))
     masks = patterns.T.reshape(1, 3, 2, 4, 1)
     x = noise(1, 3, 2, 4, 2)
-    out = np.asarray(ops.mutual_inpainting(x, masks))
+    out = np.asarray(mutual_inpainting(x, masks))
     np.testing.assert_array_equal(out, slow_inpainting(x, masks))
     np.testing.assert_array_equal(out[:, :, 0, 0], x[:, :, 0, 0])  # nobody
     np.testing.assert_array_equal(out[0, :, 0, 1], x[0, [2] * 3, 0, 1])
@@ -264,7 +324,7 @@ def test_inpainting_every_pattern_of_three() -> None:
 def test_inpainting(clear: float) -> None:
     masks = np.random.default_rng(6).random((3, 5, 4, 7, 1)) < clear
     x = noise(3, 5, 4, 7, 3)
-    np.testing.assert_array_equal(ops.mutual_inpainting(x, masks), slow_inpainting(x, masks))
+    np.testing.assert_array_equal(mutual_inpainting(x, masks), slow_inpainting(x, masks))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -274,12 +334,14 @@ def test_inpainting_hides_what_lies_under_the_mask(bad: float) -> None:
     x = noise(1, 3, 4, 4, 2)
     clouded = np.where(masks, x, np.float32(bad))
 
-    def total(x: jax.Array) -> jax.Array:
-        return jnp.sum(ops.mutual_inpainting(x, masks) * noise(*x.shape, seed=1))
+    @jax.jit
+    @jax.grad
+    def slope(x: jax.Array) -> jax.Array:
+        return jnp.sum(mutual_inpainting(x, masks) * noise(*x.shape, seed=1))
 
-    np.testing.assert_array_equal(ops.mutual_inpainting(clouded, masks), slow_inpainting(x, masks))
-    gradient = np.asarray(jax.grad(total)(clouded))
-    np.testing.assert_array_equal(gradient, jax.grad(total)(x))
+    np.testing.assert_array_equal(mutual_inpainting(clouded, masks), slow_inpainting(x, masks))
+    gradient = np.asarray(slope(clouded))
+    np.testing.assert_array_equal(gradient, slope(x))
     assert np.isfinite(gradient).all() and (gradient[~masks[..., 0]] == 0).all()
 
 
@@ -306,7 +368,7 @@ def norm_inputs(shape: Sequence[int], offset: float) -> tuple[np.ndarray, np.nda
 def test_instance_norm(offset: float, tolerance: float) -> None:
     """A float32 near 1e4 has a spacing of 1e-3; a one-pass variance there is off by units."""
     x, gamma, beta = norm_inputs((2, 3, 9, 12, 4), offset)
-    out = ops.instance_norm(x, gamma, beta)
+    out = instance_norm(x, gamma, beta)
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, slow_norm(x, gamma, beta, 1e-3), atol=tolerance)
 
@@ -314,7 +376,7 @@ def test_instance_norm(offset: float, tolerance: float) -> None:
 def test_instance_norm_epsilon() -> None:
     x, gamma, beta = norm_inputs((1, 2, 5, 5, 3), 0)
     for epsilon in (1e-3, 0.5):
-        out = ops.instance_norm(x * 0.03, gamma, beta, epsilon)
+        out = instance_norm(x * 0.03, gamma, beta, epsilon)
         np.testing.assert_allclose(out, slow_norm(x * 0.03, gamma, beta, epsilon), atol=1e-5)
 
 
@@ -322,8 +384,8 @@ def test_instance_norm_of_a_flat_map() -> None:
     """Nothing but beta, and a finite gradient, at any offset."""
     _, gamma, beta = norm_inputs((1, 1, 1, 1, 3), 0)
     x = np.full((1, 2, 6, 6, 3), 1e4, np.float32)
-    np.testing.assert_allclose(ops.instance_norm(x, gamma, beta), np.broadcast_to(beta, x.shape))
-    gradient = jax.grad(lambda x: jnp.sum(ops.instance_norm(x, gamma, beta) ** 2))(x)
+    np.testing.assert_allclose(instance_norm(x, gamma, beta), np.broadcast_to(beta, x.shape))
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(instance_norm(x, gamma, beta) ** 2)))(x)
     assert np.isfinite(gradient).all()
 
 
@@ -331,7 +393,7 @@ def test_instance_norm_keeps_statistics_in_float32() -> None:
     """In half precision the sum of squares of these maps overflows."""
     x, gamma, beta = norm_inputs((1, 2, 16, 16, 2), 0)
     x = (100 * x).astype(np.float16)
-    half = ops.instance_norm(x, gamma.astype(np.float16), beta.astype(np.float16))
+    half = instance_norm(x, gamma.astype(np.float16), beta.astype(np.float16))
     expected = slow_norm(x, gamma.astype(np.float16), beta.astype(np.float16), 1e-3)
     np.testing.assert_allclose(np.asarray(half, np.float32), expected, atol=5e-3)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from deepsum_jax.registration import MaskedCorrelation, plain_shift, register_frames
 
-PREPROCESSING = Path(__file__).parents[2] / "shared" / "golden" / "preprocessing.npz"
+GOLDEN = Path(os.environ.get("DEEPSUM_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 
 # The content of frame n lies at an offset of −s from where it lies in the reference.
 SHIFTS = [(0, 0), (3, -2), (-4, 4), (0, 1), (-1, -3)]
@@ -45,9 +46,10 @@ def cloud(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_plain_golden() -> None:
-    if not PREPROCESSING.exists():
-        pytest.skip(f"no golden values at {PREPROCESSING}")
-    golden = np.load(PREPROCESSING)
+    file = GOLDEN / "preprocessing.npz"
+    if not file.exists():
+        pytest.skip(f"no golden values at {file}; DEEPSUM_GOLDEN names their folder")
+    golden = np.load(file)
     expected = golden["shift_to_register_on_first"]
     frames = golden["frames"]
     np.testing.assert_array_equal([plain_shift(frames[0], frame) for frame in frames], expected)

@@ -53,9 +53,7 @@ _B, _G, _A = _toom_cook([0.0, 0.625, -0.625, 1.5, -1.5])
 def _combine(matrix: np.ndarray, terms: Sequence[Array]) -> list[Array]:
     """The linear combinations `matrix @ terms`, written out without the zeros."""
     return [
-        functools.reduce(
-            jnp.add, [t * np.asarray(c, t.dtype) for c, t in zip(row, terms) if c]
-        )
+        functools.reduce(jnp.add, [t * np.asarray(c, t.dtype) for c, t in zip(row, terms) if c])
         for row in matrix
     ]
 
@@ -151,9 +149,7 @@ def convolve(x: Array, u: Array, precision: Precision) -> Array:
     return _transform_output(_product(_transform_input(x), u, (2, 1), precision), x.shape)
 
 
-def convolve_adjoint(
-    x: Array, u: Array, dy: Array, precision: Precision
-) -> tuple[Array, Array]:
+def convolve_adjoint(x: Array, u: Array, dy: Array, precision: Precision) -> tuple[Array, Array]:
     """Cotangents of `x` and `u`. The transformed cotangent serves both products."""
     v, dz = _transform_input(x), _transform_output_adjoint(dy)
     dx = _transform_input_adjoint(_product(dz, u, (2, 2), precision), x.shape)

@@ -1,0 +1,148 @@
+"""Every formulation of an operator gives the same values and gradients, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from deepsum_jax import ops
+from deepsum_jax.kernels import winograd
+from deepsum_jax.kernels.backend import Backend
+
+Array = jax.Array
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def _numbers(*shapes: tuple[int, ...]) -> list[Array]:
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal(shape)) for shape in shapes]
+
+
+def _values_and_gradients(function: Callable[..., Array], *args: Array) -> Any:
+    def weighted(*args: Array) -> tuple[Array, Array]:
+        out = function(*args)
+        weights = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
+        return (out * weights).sum(), out
+
+    places = tuple(range(len(args)))
+    gradients, out = jax.jit(jax.grad(weighted, argnums=places, has_aux=True))(*args)
+    return out, gradients
+
+
+def _textbook(x: Array, kernel: Array) -> Array:
+    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    return lax.conv_general_dilated(
+        padded, kernel, (1, 1, 1), "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+
+
+def _assert_close(found: Any, expected: Any, tolerance: float = 1e-11) -> None:
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(jnp.abs(b).max()))
+
+
+CASES: list[tuple[tuple[int, ...], Backend]] = [
+    # B, N, H, W, C_in, C_out, depth
+    ((1, 2, 2, 2, 4, 3, 1), "cpu"),
+    ((1, 3, 5, 7, 1, 4, 1), "cpu"),
+    ((2, 4, 8, 11, 2, 3, 3), "cpu"),
+    ((1, 3, 4, 3, 1, 2, 3), "cpu"),
+    ((1, 7, 48, 49, 4, 4, 1), "cpu"),  # more than one step of the loop
+    ((2, 1, 9, 6, 5, 2, 1), "accelerator"),
+    ((2, 3, 5, 4, 2, 3, 3), "accelerator"),
+    ((1, 3, 5, 4, 2, 3, 3), "auto"),
+]
+
+
+@pytest.mark.parametrize(("shape", "backend"), CASES)
+def test_convolution(shape: tuple[int, ...], backend: Backend) -> None:
+    b, n, h, w, c, f, d = shape
+    x, kernel = _numbers((b, n, h, w, c), (d, 3, 3, c, f))
+    expected = _values_and_gradients(_textbook, x, kernel)
+    found = _values_and_gradients(
+        lambda x, k: ops.conv3d(x, k, "highest", backend), x, kernel
+    )
+    _assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("shape", "backend"), CASES)
+def test_block(shape: tuple[int, ...], backend: Backend) -> None:
+    b, n, h, w, c, f, d = shape
+    x, kernel, gamma, beta = _numbers((b, n, h, w, c), (d, 3, 3, c, f), (f,), (f,))
+    gamma = gamma.at[0].set(0.0)  # nothing may be divided by a scale
+
+    def textbook(x: Array, kernel: Array, gamma: Array, beta: Array) -> Array:
+        y = _textbook(x, kernel)
+        mean = y.mean(axis=(2, 3), keepdims=True)
+        variance = y.var(axis=(2, 3), keepdims=True)
+        y = gamma * (y - mean) / jnp.sqrt(variance + 1e-3) + beta
+        return jnp.where(y > 0, y, 0.2 * y)
+
+    expected = _values_and_gradients(textbook, x, kernel, gamma, beta)
+    found = _values_and_gradients(
+        lambda *args: ops.conv_norm_leaky(*args, "highest", backend), x, kernel, gamma, beta
+    )
+    _assert_close(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "accelerator"])
+@pytest.mark.parametrize("shape", [(2, 3, 9, 8, 4, 5), (1, 2, 11, 53, 3, 9)])
+def test_dynamic_convolution(shape: tuple[int, ...], backend: Backend) -> None:
+    b, m, h, w, f, k = shape
+    x, filters = _numbers((b, m, h, w, f), (b, m, k, k))
+
+    def textbook(x: Array, filters: Array) -> Array:
+        r = k // 2
+        padded = jnp.pad(x, ((0, 0), (0, 0), (r, r), (r, r), (0, 0)), mode="reflect")
+        return sum(
+            filters[:, :, i, j, None, None, None] * padded[:, :, i : i + h, j : j + w]
+            for i in range(k)
+            for j in range(k)
+        )  # type: ignore[return-value]
+
+    expected = _values_and_gradients(textbook, x, filters)
+    found = _values_and_gradients(
+        lambda x, f: ops.global_dynamic_convolution(x, f, "highest", backend), x, filters
+    )
+    _assert_close(found, expected)
+
+
+def test_minimal_filtering_is_as_accurate_as_a_direct_convolution() -> None:
+    x, kernel = _numbers((1, 1, 24, 24, 64), (1, 3, 3, 64, 64))
+    exact = np.asarray(_textbook(x, kernel))
+    x32, kernel32 = x.astype(jnp.float32), kernel.astype(jnp.float32)
+
+    def error(backend: Backend) -> float:
+        found = np.asarray(ops.conv3d(x32, kernel32, "highest", backend), np.float64)
+        return float(np.abs(found - exact).max() / np.abs(exact).max())
+
+    assert error("cpu") < 2e-6
+    assert error("cpu") < 10 * error("accelerator")
+
+
+def test_half_precision_is_widened_inside() -> None:
+    x, kernel = (a.astype(jnp.bfloat16) for a in _numbers((1, 1, 9, 9, 8), (1, 3, 3, 8, 8)))
+    found = ops.conv3d(x, kernel, "highest", "cpu")
+    assert found.dtype == jnp.bfloat16
+    exact = np.asarray(_textbook(x.astype(jnp.float64), kernel.astype(jnp.float64)))
+    error = np.abs(np.asarray(found, np.float64) - exact).max() / np.abs(exact).max()
+    assert error < 2**-8  # one rounding of the result
+
+
+def test_interpolation_reproduces_the_definition() -> None:
+    """y = A·((G·k) ∘ (B·d)) is the correlation of six samples with three taps."""
+    rng = np.random.default_rng(1)
+    d, k = rng.standard_normal(6), rng.standard_normal(3)
+    y = winograd._A @ ((winograd._G @ k) * (winograd._B @ d))
+    np.testing.assert_allclose(y, [d[i : i + 3] @ k for i in range(4)], atol=1e-12)
