@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 
 from deepsum_jax import files
 from deepsum_jax.config import ModelConfig, Section
-from deepsum_jax.deepsum import Params, init_params
+from deepsum_jax.deepsum import Params, param_shapes
 
 FORMAT = 1
 # What turns the description of format n into that of format n + 1.
@@ -216,7 +216,7 @@ def _restore(path: Path, digest: str | None) -> Params:
 
 
 def _check_params(params: Params, config: ModelConfig, folder: Path) -> None:
-    wanted = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    wanted = param_shapes(config)
     shapes = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)

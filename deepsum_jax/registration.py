@@ -100,7 +100,12 @@ def register_frames(
 
     Returns:
       int32 [T, 2]; zeros for frame 0.
+
+    Raises:
+      ValueError: another method.
     """
+    if method not in ("masked", "plain"):
+        raise ValueError(f"method: found {method!r}, expected 'masked' or 'plain'")
     grey = frames.mean(axis=-1) if frames.ndim == 4 else frames
     shifts = np.zeros((len(grey), 2), np.int32)
     if method == "plain":

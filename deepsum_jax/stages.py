@@ -17,7 +17,7 @@ from jax import lax
 
 from deepsum_jax import losses
 from deepsum_jax.config import ModelConfig, TrainConfig, nearest
-from deepsum_jax.deepsum import DeepSUM, Params, init_params
+from deepsum_jax.deepsum import DeepSUM, Params, draw_params, init_params
 from deepsum_jax.layers import apply
 from deepsum_jax.pipeline import View
 from deepsum_jax.regnet import RegNet
@@ -82,7 +82,8 @@ def shifted_crops(features: Array, shifts: Array, reach: int) -> Array:
     size = (height - 2 * reach, width - 2 * reach, channels)
 
     def cut(shift: Array) -> Array:
-        return lax.dynamic_slice(features, (reach + shift[0], reach + shift[1], 0), size)
+        start = (reach + shift[0], reach + shift[1], jnp.zeros((), shift.dtype))
+        return lax.dynamic_slice(features, start, size)
 
     return jax.vmap(cut)(shifts)
 
@@ -149,10 +150,10 @@ def stage(name: str) -> Stage:
 
 def fresh_params(one: Stage, model: ModelConfig, key: Array) -> Params:
     """Newly initialised parameters of every sub-tree that a stage trains or uses."""
+    features = jax.ShapeDtypeStruct((1, 8, 8, model.features), model.dtype)
+    head = jax.eval_shape(lambda x: SISRHead(model).init(jax.random.key(0), x), features)
     params = dict(init_params(model, key))
-    features = jnp.zeros((1, 8, 8, model.features), model.dtype)
-    head = SISRHead(model).init(jax.random.fold_in(key, 1), features)["params"]
-    params["sisr_head"] = head
+    params["sisr_head"] = draw_params(head["params"], jax.random.fold_in(key, 1))
     return {name: params[name] for name in (*one.trains, *one.uses)}
 
 

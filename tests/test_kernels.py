@@ -70,9 +70,7 @@ def test_convolution(shape: tuple[int, ...], backend: Backend) -> None:
     b, n, h, w, c, f, d = shape
     x, kernel = _numbers((b, n, h, w, c), (d, 3, 3, c, f))
     expected = _values_and_gradients(_textbook, x, kernel)
-    found = _values_and_gradients(
-        lambda x, k: ops.conv3d(x, k, "highest", backend), x, kernel
-    )
+    found = _values_and_gradients(lambda x, k: ops.conv3d(x, k, "highest", backend), x, kernel)
     _assert_close(found, expected)
 
 

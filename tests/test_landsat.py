@@ -13,7 +13,7 @@ import pytest
 
 from deepsum_jax import cli, config, kelvins, simulate
 from deepsum_jax.checkpoint import Bundle, save_params
-from deepsum_jax.deepsum import init_params
+from deepsum_jax.deepsum import param_shapes
 from experiments import landsat
 
 rasterio = pytest.importorskip("rasterio")
@@ -69,7 +69,7 @@ def source(tmp_path: Path) -> Path:
 def bundle(tmp_path: Path) -> Path:
     model = config.preset("tiny").model
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    shapes = param_shapes(model)
     params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), shapes)
     save_params(tmp_path / "bundle", Bundle(params, model))
     return tmp_path / "bundle"

@@ -19,7 +19,7 @@ import pytest
 
 from deepsum_jax import losses, metrics
 from deepsum_jax.config import TINY, ModelConfig
-from deepsum_jax.deepsum import DeepSUM, Output, from_output, init_params
+from deepsum_jax.deepsum import DeepSUM, Output, from_output, param_shapes
 from deepsum_jax.regnet import filters_from_logits
 from deepsum_jax.tf_import import params_from_variables, reference_names
 
@@ -278,7 +278,7 @@ def test_adam_trajectory(forward: Forward) -> None:
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    tree = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    tree = param_shapes(config)
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in leaves}
 
@@ -328,7 +328,7 @@ def test_every_parameter_has_a_reference_name() -> None:
 def test_every_product_runs_at_highest_precision() -> None:
     """A CPU cannot show it: accelerators round float32 products unless told otherwise."""
     config = TINY.model
-    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    params = param_shapes(config)
     images, masks = jnp.zeros((1, 3, 8, 8, 1)), jnp.ones((1, 3, 8, 8, 1), bool)
 
     def total(params: Any) -> jax.Array:

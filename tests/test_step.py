@@ -57,8 +57,10 @@ def _leaves(tree: Any) -> Mapping[str, np.ndarray]:
 
 def _has_zero_gradient(path: str) -> bool:
     """Biases that a norm or the brightness correction removes."""
-    return path.endswith("conv_out/bias") or path == "sisr_head/conv/bias" or (
-        path.endswith("bias") and "conv" in path and not path.startswith("regnet")
+    return (
+        path.endswith("conv_out/bias")
+        or path == "sisr_head/conv/bias"
+        or (path.endswith("bias") and "conv" in path and not path.startswith("regnet"))
     )
 
 
@@ -148,9 +150,7 @@ def test_only_trained_sub_trees_change(stage: Stage) -> None:
 @STAGE
 def test_reference_step_lowers_for_accelerators(stage: Stage, platform: str) -> None:
     config = TrainConfig()
-    params = jax.eval_shape(
-        lambda: stages.fresh_params(stage, config.model, jax.random.key(0))
-    )
+    params = stages.fresh_params(stage, config.model, jax.random.key(0))
     state = jax.eval_shape(lambda p: init_state(p, stage, config), params)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _batch(stage, config, size=2)
@@ -164,9 +164,7 @@ def test_reference_step_lowers_for_accelerators(stage: Stage, platform: str) -> 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_forward_lowers_for_accelerators(platform: str) -> None:
     model = ModelConfig()
-    params = jax.eval_shape(
-        lambda: stages.fresh_params(stages.DEEPSUM, model, jax.random.key(0))
-    )
+    params = stages.fresh_params(stages.DEEPSUM, model, jax.random.key(0))
     images = jax.ShapeDtypeStruct((1, 9, 96, 96, 1), jnp.float32)
     masks = jax.ShapeDtypeStruct((1, 9, 96, 96, 1), jnp.bool_)
     traced = jax.jit(Forward(model)).trace(params, images, masks)
