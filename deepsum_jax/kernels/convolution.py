@@ -54,8 +54,8 @@ class _Loop:
         self.depth, self.left = depth, shape[1] - depth + 1
         few = depth * self.channels <= _FEW_CHANNELS
         self.method: Any = direct if few else winograd
-        first = np.arange(self.batch * self.frames).reshape(self.batch, self.frames)
-        first = first[:, : self.left].reshape(-1)
+        every = np.arange(self.batch * self.frames).reshape(self.batch, self.frames)
+        first = every[:, : self.left].reshape(-1)
         most = max(1, _STEP_PIXELS // (self.height * self.width))
         step = max(n for n in range(1, min(len(first), most) + 1) if len(first) % n == 0)
         # [steps, frames of a step, depth] into the B·N frames
@@ -266,8 +266,8 @@ def _block_backward(
         u = loop.transform(kernel)
 
         def step(total: Any, args: Any) -> tuple[Any, Array]:
-            rows, *rest = args
-            dy, dgamma, dbeta = _activate_adjoint(*rest, gamma, beta, slope)
+            rows, normal, inverse, dout = args
+            dy, dgamma, dbeta = _activate_adjoint(normal, inverse, dout, gamma, beta, slope)
             dx, du = loop.method.convolve_adjoint(_wide(loop.join(x, rows)), u, dy, precision)
             sums = (du, dgamma.sum(axis=0), dbeta.sum(axis=0))
             return jax.tree.map(jnp.add, total, sums), dx.astype(x.dtype)
