@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -66,6 +67,11 @@ class Section:
                 raise ValueError(
                     f"{type(self).__name__}.{field.name}: found {value!r}, "
                     f"expected {_describe(hints[field.name])}"
+                )
+            values = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(v, float) and not math.isfinite(v) for v in values):
+                raise ValueError(
+                    f"{type(self).__name__}.{field.name}: found {value!r}, expected finite numbers"
                 )
         self.check()
 
@@ -222,6 +228,8 @@ class SimulatedDataConfig(Section):
         self._require(self.scenes >= 2, "scenes", "≥ 2")
         self._require(self.test_scenes >= 1, "test_scenes", "≥ 1")
         self._require(self.lr_size >= 8, "lr_size", "≥ 8")
+        self._require(self.min_frames >= 1, "min_frames", "≥ 1")
+        self._require(self.max_frames >= self.min_frames, "max_frames", "at least min_frames")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,9 +348,10 @@ def _parse(text: str, hint: Any) -> Any:
         return lowered == "true"
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
-    return int(value) if isinstance(value, float) and hint is int and value == int(value) else value
+    whole = isinstance(value, float) and value.is_integer()
+    return int(value) if whole and hint is int else value
 
 
 def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
@@ -352,30 +361,32 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
       ValueError: no '=', an unknown section or field (naming the nearest valid one), a section
         given whole, or a value of a wrong type or range.
     """
+    values = config.to_dict()
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise ValueError(f"--set {assignment}: expected section.field=value")
-        config = _assign(config, path.strip().split("."), text.strip(), path.strip())
-    return config
+        path = path.strip()
+        _assign(type(config), values, path.split("."), text.strip(), path)
+    # Checked once, so that fields which depend on each other may come in any order.
+    return TrainConfig.from_dict(values)
 
 
-def _assign(section: T, keys: list[str], text: str, path: str) -> T:
-    names = [f.name for f in dataclasses.fields(section)]
+def _assign(
+    section: type[Section], values: dict[str, Any], keys: list[str], text: str, path: str
+) -> None:
+    """Puts a text's value in its place among a section's plain values."""
+    hints = {f.name: typing.get_type_hints(section)[f.name] for f in dataclasses.fields(section)}
     key, rest = keys[0], keys[1:]
-    if key not in names:
-        raise ValueError(f"--set {path}: no field {key!r}; {nearest(key, names)}")
-    current = getattr(section, key)
-    hint = typing.get_type_hints(type(section))[key]
-    if isinstance(current, Section):
+    if key not in hints:
+        raise ValueError(f"--set {path}: no field {key!r}; {nearest(key, hints)}")
+    hint = hints[key]
+    if isinstance(hint, type) and issubclass(hint, Section):
         if not rest:
-            raise ValueError(
-                f"--set {path}: expected one of its fields, as {path}."
-                f"{dataclasses.fields(current)[0].name}=…"
-            )
-        value: Any = _assign(current, rest, text, path)
+            first = dataclasses.fields(hint)[0].name
+            raise ValueError(f"--set {path}: expected one of its fields, as {path}.{first}=…")
+        _assign(hint, values[key], rest, text, path)
     elif rest:
         raise ValueError(f"--set {path}: {key!r} has no fields")
     else:
-        value = _parse(text, hint)
-    return dataclasses.replace(section, **{key: value})
+        values[key] = _parse(text, hint)

@@ -77,12 +77,11 @@ def crop(hr: Array, position: Array, border: int) -> Array:
 
 
 def _crop_mse(sr_crop: Array, hr: Array, mask: Array, border: int, position: Array) -> Array:
-    """MSE of one image at one position; inf without a reliable pixel."""
+    """MSE of one image at one position; 0 without a reliable pixel."""
     window = crop(mask, position, border)
     error, _ = brightness_corrected(sr_crop, crop(hr, position, border), window)
     count = jnp.maximum(window.sum(), 1).astype(sr_crop.dtype)
-    mse = _mean(error * error, count).mean()
-    return jnp.where(window.any(), mse, jnp.inf)
+    return _mean(error * error, count).mean()
 
 
 def centre_crop(sr: Array, border: int) -> Array:
@@ -103,8 +102,14 @@ def align(sr: Array, hr: Array, hr_mask: Array, border: int) -> Alignment:
 
     def one_image(sr: Array, hr: Array, mask: Array) -> Alignment:
         sr_crop = centre_crop(sr, border)
-        search = jax.vmap(lambda p: _crop_mse(sr_crop, hr, mask, border, p))
-        mse = search(positions)
+
+        def candidate(position: Array) -> Array:
+            mse = _crop_mse(sr_crop, hr, mask, border, position)
+            # An image that overflows is broken (NaN), which is not the same as hidden (inf).
+            mse = jnp.where(jnp.isinf(mse), jnp.nan, mse)
+            return jnp.where(crop(mask, position, border).any(), mse, jnp.inf)
+
+        mse = jax.vmap(candidate)(positions)
         best = jnp.argmin(mse)
         return Alignment(mse[best], positions[best])
 
@@ -142,7 +147,6 @@ def registered_mse(sr: Array, hr: Array, hr_mask: Array, border: int = 3) -> Arr
     best = align(lax.stop_gradient(sr), hr, mask, border)
 
     def at_best(sr: Array, hr: Array, mask: Array, position: Array) -> Array:
-        mse = _crop_mse(centre_crop(sr, border), hr, mask, border, position)
-        return jnp.where(jnp.isinf(mse), 0, mse)
+        return _crop_mse(centre_crop(sr, border), hr, mask, border, position)
 
     return jax.vmap(at_best)(sr, hr, mask, best.position)
