@@ -15,9 +15,13 @@ def plain_shift(reference: np.ndarray, frame: np.ndarray) -> tuple[int, int]:
       reference, frame: [H, W].
 
     Returns:
-      (s_y, s_x): registered(y, x) = frame(y − s_y, x − s_x).
+      (s_y, s_x): registered(y, x) = frame(y − s_y, x − s_x); (0, 0) for a flat image.
     """
-    spectrum = scipy.fft.rfft2(reference) * np.conj(scipy.fft.rfft2(frame))
+    if np.ptp(reference) == 0 or np.ptp(frame) == 0:
+        return 0, 0  # a flat image fits everywhere
+    # The means cannot move a circular correlation's peak, but would drown it in rounding.
+    a, b = (x - x.mean(dtype=np.float64) for x in (reference, frame))
+    spectrum = scipy.fft.rfft2(a) * np.conj(scipy.fft.rfft2(b))
     correlation = scipy.fft.irfft2(spectrum, s=reference.shape)
     peak = np.unravel_index(int(correlation.argmax()), correlation.shape)
     sy, sx = (int(p) - n if p > n // 2 else int(p) for p, n in zip(peak, reference.shape))

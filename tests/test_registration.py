@@ -78,6 +78,15 @@ def test_plain_sign() -> None:
         assert plain_shift(reference, frame) == shift
 
 
+def test_plain_of_faint_float32_images() -> None:
+    """A large common offset, which cannot move the peak, must not drown it in rounding."""
+    for contrast in (10, 3, 1):
+        reference = 8000 + contrast * (landscape(96, 96) - 500) / 100
+        frame = np.roll(reference, (-3, 2), axis=(0, 1))
+        shift = plain_shift(reference.astype(np.float32), frame.astype(np.float32))
+        assert shift == (3, -2)
+
+
 def test_plain_is_fooled_by_clouds_and_masked_is_not() -> None:
     frames, masks = cloud(stack())
     plain = register_frames(frames, masks, method="plain")
