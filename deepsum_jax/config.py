@@ -303,7 +303,7 @@ DEMO = TrainConfig(
     sisrnet=dataclasses.replace(_DEMO_STAGE, steps=300, learning_rate=2e-3, validate_every=150),
     regnet=dataclasses.replace(_DEMO_STAGE, steps=1200, learning_rate=3e-3, validate_every=300),
     deepsum=dataclasses.replace(
-        _DEMO_STAGE, steps=260, learning_rate=1e-3, validate_every=65, log_every=10
+        _DEMO_STAGE, steps=150, learning_rate=1e-3, validate_every=50, log_every=10
     ),
 )
 
