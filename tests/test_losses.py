@@ -265,6 +265,7 @@ def test_a_diverged_image_is_not_taken_for_a_clouded_one(bad: float) -> None:
     ordinary = loss(sr, hr, mask)[1]
     sr[0, 4:9, 5:9] = bad
     assert not np.isfinite(loss(sr, hr, mask)[0])
+    assert np.isnan(align(sr, hr, mask, border=3).mse[0])  # infinity is for hidden targets
     assert loss(sr, hr, mask)[1] == ordinary
 
 
@@ -296,7 +297,7 @@ IMAGE, MASK = (2, 12, 12, 1), (2, 12, 12, 1)
     ("sr", "hr", "mask", "border", "named"),
     [
         (IMAGE[1:], IMAGE[1:], MASK[1:], 3, r"\(12, 12, 1\)"),
-        ((*IMAGE, 1), (*IMAGE, 1), MASK, 3, r"\(2, 12, 12, 1, 1\)"),
+        ((*IMAGE, 1), (*IMAGE, 1), MASK, 3, r"sr and hr.*\(2, 12, 12, 1, 1\)"),
         ((2, 12, 13, 1), IMAGE, MASK, 3, "13"),
         ((2, 12, 12, 3), IMAGE, MASK, 3, r"12, 3\)"),
         (IMAGE, (1, 12, 12, 1), MASK, 3, r"\(1, 12, 12, 1\)"),
