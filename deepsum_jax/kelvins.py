@@ -46,7 +46,8 @@ def _read_png(path: Path, depths: tuple[int, ...]) -> np.ndarray:
     """The pixels of a grey PNG whose bit depth is one of `depths`."""
     expected = f"expected a grey PNG of {' or '.join(map(str, depths))} bits"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: found no such file, {expected}")
+        found = "a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: found {found}, {expected}")
     data = path.read_bytes()
     if not data.startswith(_PNG_START):
         raise ValueError(f"{path}: found a file that is not a PNG, {expected}")
@@ -200,7 +201,8 @@ def _describe(path: Path, band: str | None = None) -> SceneFolder:
 
 
 def _holds_frames(folder: Path) -> bool:
-    return any(folder.glob("LR*.png"))
+    # Not glob, which passes over folders that it may not read.
+    return any(p.name.startswith("LR") and p.suffix == ".png" for p in folder.iterdir())
 
 
 def find_scenes(root: str | os.PathLike[str]) -> tuple[SceneFolder, ...]:

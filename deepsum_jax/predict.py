@@ -365,10 +365,10 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, Any]:
     """The stack in a `.npy` or `.npz`, and the masks that an `.npz` may have."""
     expected = "expected arrays of numbers as np.save or np.savez(stack=…) writes them"
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded, None
-        with loaded:
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded, None
             if "stack" in loaded:
                 return loaded["stack"], loaded.get("masks")
             names = ", ".join(loaded.files) or "none"

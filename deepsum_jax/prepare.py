@@ -280,7 +280,7 @@ def choose_band(folders: Sequence[kelvins.SceneFolder], band: str) -> str:
 def fingerprint_scene(folder: Path) -> str:
     """SHA-256 over the names and bytes of a scene's images."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.png")):
+    for path in sorted(p for p in folder.glob("*.png") if p.is_file()):
         digest.update(path.name.encode() + b"\0")
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
@@ -314,8 +314,8 @@ def _cached(
     path = cache / f"{key}.npz" if cache else None
     if path is not None and path.exists():
         try:
-            with np.load(path) as stored:
-                return print_, _from_arrays(stored)
+            with open(path, "rb") as file:
+                return print_, _from_arrays(np.load(file))
         except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
             path.unlink()  # not ours, or damaged on disk: prepare anew
     result: PreparedScene | str
