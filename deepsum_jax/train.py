@@ -326,7 +326,7 @@ def train(
         root = data if data is not None else _simulated(config, workdir)
         cache = workdir / "cache" if config.data.cache else None
         dataset = prepare.prepare_dataset(root, config.model, config.data, cache, progress)
-    except Exception:
+    except BaseException:  # Ctrl-C too: without config.json nothing could resume from this
         if new:
             shutil.rmtree(workdir, ignore_errors=True)
         raise
@@ -449,6 +449,18 @@ DIR has the layout of the PROBA-V Kelvins challenge:
     return p
 
 
+def _stored_root(workdir: Path) -> Path | None:
+    """The data folder of an earlier run; None where it simulated its own."""
+    path = workdir / "data.json"
+    if not path.is_file():
+        return None
+    about = files.read_json(path)
+    root = about.get("root") if isinstance(about, dict) else None
+    if not isinstance(root, str):
+        raise ValueError(f"{path}: found no root, expected the data folder of this training")  # noqa: TRY004
+    return None if Path(root) == (workdir / "data").absolute() else Path(root)
+
+
 def _settings(args: argparse.Namespace) -> tuple[TrainConfig, Path | None]:
     """The configuration and data that the arguments mean.
 
@@ -456,11 +468,11 @@ def _settings(args: argparse.Namespace) -> tuple[TrainConfig, Path | None]:
     """
     stored = args.workdir / "config.json"
     if stored.is_file() and not (args.data or args.preset or args.assignments):
-        config = TrainConfig.from_dict(files.read_json(stored))
-        known = args.workdir / "data.json"
-        root = Path(files.read_json(known)["root"]) if known.is_file() else None
-        own = (args.workdir / "data").absolute()
-        return config, None if root in (None, own) else root
+        try:
+            config = TrainConfig.from_dict(files.read_json(stored))
+        except ValueError as error:
+            raise ValueError(f"{stored}: {error}") from None
+        return config, _stored_root(args.workdir)
     config = preset(args.preset or ("reference" if args.data else "demo"))
     return override(config, args.assignments), args.data
 

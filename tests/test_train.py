@@ -101,3 +101,20 @@ def test_killed_training_resumes_bit_for_bit(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"another configuration.*deepsum.steps"):
         train.train(whole, override(TINY, ["deepsum.steps=3"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("data.json", "{}"),
+        ("data.json", "[]"),
+        ("data.json", '{"root": 3}'),
+        ("config.json", '{"nonsense": 1}'),
+        ("config.json", "{"),
+    ],
+)
+def test_damaged_workdir_is_named(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY.to_dict()))
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=name):
+        train.main(["--workdir", str(tmp_path)])
