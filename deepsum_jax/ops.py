@@ -27,6 +27,7 @@ from jax import lax
 from deepsum_jax.kernels.backend import Backend
 from deepsum_jax.kernels.convolution import convolution, convolution_norm_leaky, normalize
 from deepsum_jax.kernels.dynamic import dynamic_convolution
+from deepsum_jax.kernels.padding import reflect
 
 Array = jax.Array
 Precision = Any  # anything `lax.conv_general_dilated` takes as `precision`
@@ -103,11 +104,10 @@ def translate(x: np.ndarray, shift: Sequence[int], fill: bool | None = None) -> 
     return out
 
 
-def reflect_pad(x: Array, pad: int) -> Array:
-    """Pads H and W of [..., H, W, F] by reflection about the border pixels' centres."""
-    if pad == 0:
-        return x
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(pad, pad), (pad, pad), (0, 0)], mode="reflect")
+def reflect_pad(x: Array, pad: int, backend: Backend = "auto") -> Array:
+    """Pads H and W of [..., H, W, F], both > `pad`, by reflection about the border pixels'
+    centres."""
+    return reflect(jnp.asarray(x), pad, backend) if pad else x
 
 
 def conv2d(
@@ -217,7 +217,7 @@ def global_dynamic_convolution(
       [B, M, H, W, F].
     """
     size = filters.shape[-1]
-    padded = reflect_pad(jnp.asarray(x).reshape(-1, *x.shape[2:]), size // 2)
+    padded = reflect_pad(x.reshape(-1, *x.shape[2:]), size // 2, backend)
     taps = jnp.asarray(filters).reshape(-1, size, size).astype(padded.dtype)
     return dynamic_convolution(padded, taps, precision, backend).reshape(x.shape)
 
@@ -236,12 +236,35 @@ def mutual_inpainting(x: Array, masks: Array) -> Array:
     Returns:
       [B, N, H, W, F].
     """
-    frames = x.shape[1]
-    donor = x[:, -1]
-    for n in reversed(range(frames - 1)):
-        donor = jnp.where(masks[:, n], x[:, n], donor)
-    fill = ~masks & masks.any(axis=1, keepdims=True)
-    return jnp.where(fill, donor[:, None], x)
+    return _fill(jnp.asarray(x), jnp.asarray(masks))
+
+
+@jax.custom_vjp
+def _fill(x: Array, masks: Array) -> Array:
+    donor, fill = _donor(masks)
+    # One gather. A chain of N selections would make XLA's CPU compiler evaluate whatever computes
+    # `x` anew for each of them.
+    return jnp.where(fill, jnp.take_along_axis(x, donor, axis=1), x)
+
+
+def _donor(masks: Array) -> tuple[Array, Array]:
+    """Who gives at each pixel, [B, 1, H, W, 1] int32, and who takes, [B, N, H, W, 1] bool."""
+    donor = jnp.argmax(masks, axis=1, keepdims=True).astype(jnp.int32)
+    return donor, ~masks & masks.any(axis=1, keepdims=True)
+
+
+def _fill_forward(x: Array, masks: Array) -> tuple[Array, Array]:
+    return _fill(x, masks), masks
+
+
+def _fill_backward(masks: Array, dy: Array) -> tuple[Array, None]:
+    donor, fill = _donor(masks)
+    given = jnp.where(fill, dy, 0).sum(axis=1, keepdims=True)  # what all takers owe the donor
+    frames = jnp.arange(masks.shape[1], dtype=jnp.int32).reshape(1, -1, 1, 1, 1)
+    return jnp.where(fill, 0, dy) + jnp.where(frames == donor, given, 0), None
+
+
+_fill.defvjp(_fill_forward, _fill_backward)
 
 
 def instance_norm(x: Array, gamma: Array, beta: Array, epsilon: float = NORM_EPSILON) -> Array:

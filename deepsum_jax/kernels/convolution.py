@@ -22,6 +22,7 @@ from jax import lax
 
 from deepsum_jax.kernels import direct, winograd
 from deepsum_jax.kernels.backend import Backend, choose
+from deepsum_jax.kernels.padding import reflect
 
 Array = jax.Array
 Precision = Any
@@ -33,7 +34,7 @@ _STEP_PIXELS = 12_288  # of output that a step of the loop should have at least
 def _xla(x: Array, kernel: Array, precision: Precision) -> Array:
     """The convolution as XLA's own, two-dimensional where the depth is one."""
     batch, frames, height, width, channels = x.shape
-    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    padded = reflect(x, 1, "accelerator")
     if kernel.shape[0] > 1:
         return lax.conv_general_dilated(
             padded, kernel, (1, 1, 1), "VALID",

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from deepsum_jax.kernels.padding import reflect
+
 Array = jax.Array
 Precision = Any
 
@@ -29,7 +31,7 @@ def transform_kernel_adjoint(du: Array) -> Array:
 def _views(x: Array) -> Array:
     """[n, H, W, C] → [n, H, W, 9·C]."""
     height, width = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    x = reflect(x, 1, "cpu")
     views = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
     return jnp.concatenate(views, axis=-1)
 

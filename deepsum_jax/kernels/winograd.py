@@ -26,6 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deepsum_jax.kernels.padding import reflect_adjoint, reflect_by_index
+
 Array = jax.Array
 Precision = Any
 
@@ -86,7 +88,7 @@ def _transform_input(x: Array) -> Array:
     """[n, H, W, C] → [6, n·(H + 2)·tiles, C], reflected border included."""
     n, height, width, channels = x.shape
     tiles = _tiles(width)
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    x = reflect_by_index(x, 1)
     x = jnp.pad(x, ((0, 0), (0, 0), (0, (tiles + 1) * _TILE - width - 2), (0, 0)))
     x = x.reshape(n, height + 2, tiles + 1, _TILE, channels)
     columns = [x[:, :, :-1, j] for j in range(_TILE)] + [x[:, :, 1:, j] for j in range(2)]
@@ -106,21 +108,7 @@ def _transform_input_adjoint(dv: Array, shape: tuple[int, ...]) -> Array:
     for j in range(2):  # the last two columns lie in the next tile
         joined[j] = joined[j] + placed(columns[_TILE + j], 1)
     dx = jnp.stack(joined, 3).reshape(n, height + 2, (tiles + 1) * _TILE, channels)
-    return _unreflect(_unreflect(dx[:, :, : width + 2], 1), 2)
-
-
-def _unreflect(dx: Array, axis: int) -> Array:
-    """Adjoint of one axis' reflection padding: border values go back to where they came from."""
-    size = dx.shape[axis]
-
-    def placed(start: int, index: int) -> Array:
-        pads = [(0, 0, 0)] * dx.ndim
-        pads[axis] = (index, size - 3 - index, 0)
-        border = lax.slice_in_dim(dx, start, start + 1, axis=axis)
-        return lax.pad(border, np.zeros((), dx.dtype), pads)
-
-    inner = lax.slice_in_dim(dx, 1, size - 1, axis=axis)
-    return inner + placed(0, 1) + placed(size - 1, size - 4)
+    return reflect_adjoint(dx[:, :, : width + 2], 1)
 
 
 def _transform_output(z: Array, shape: tuple[int, ...]) -> Array:
