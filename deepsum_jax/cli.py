@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
+
+import jax
 
 
 def parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -43,9 +46,21 @@ def _one_line(error: Exception) -> str:
     return " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
 
 
+def _keep_compiled() -> None:
+    """Keeps compiled programs in the user's cache, so that a command compiles once per size.
+
+    JAX's own settings come first: JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false.
+    """
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    jax.config.update("jax_compilation_cache_dir", os.path.join(home, "deepsum_jax"))
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a command: an error of the input becomes one line and exit status 2."""
     warnings.showwarning = _one_line_warning
+    _keep_compiled()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # terminals without × or … get a question mark
     try:

@@ -161,6 +161,7 @@ class ModelConfig(Section):
     param_dtype: Literal["float32", "float64"] = "float32"
     precision: Literal["highest", "high", "default"] = "highest"  # of every convolution and dot
     backend: Literal["auto", "cpu", "accelerator"] = "auto"  # formulation; all give equal values
+    rematerialize: bool = False  # training computes layers again in place of keeping them
 
     def check(self) -> None:
         self._require(self.num_frames >= 3 and self.num_frames % 2 == 1, "num_frames", "odd, ≥ 3")
@@ -200,6 +201,7 @@ class DataConfig(Section):
     registration: Literal["masked", "plain"] = "masked"  # cross-correlation
     normalization: Literal["measured", "published", "model"] = "measured"
     augment: bool = False  # flips and 90° rotations
+    clouded_shifts: bool = False  # RegNet learns from shifted images under real clouds
     workers: int = 0  # grain worker processes; scenes lie in memory, 0 is fastest
     cache: bool = True  # keep prepared scenes in the working directory
 
@@ -242,6 +244,7 @@ class StageConfig(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0  # linear, before the schedule
     clip_norm: float = 0.0  # global gradient norm; 0 does not clip
+    pretrained_rate: float = 1.0  # learning rate of what earlier stages trained, as a fraction
     validate_every: int = 500  # steps
     checkpoint_every: int = 500  # steps
     log_every: int = 20  # steps
@@ -252,6 +255,7 @@ class StageConfig(Section):
         self._require(self.learning_rate > 0, "learning_rate", "above 0")
         self._require(self.warmup_steps >= 0, "warmup_steps", "≥ 0")
         self._require(self.clip_norm >= 0, "clip_norm", "≥ 0")
+        self._require(0 <= self.pretrained_rate <= 1, "pretrained_rate", "0 to 1")
         for field in ("validate_every", "checkpoint_every", "log_every"):
             self._require(getattr(self, field) >= 1, field, "≥ 1")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -69,13 +70,20 @@ class DeepSUM(nn.Module):
     """SISRNet, RegNet with its global dynamic convolution, mutual inpainting, FusionNet.
 
     `DeepSUM(config).apply({"params": params}, images, masks)` gives an `Output`.
+
+    Attributes:
+      config: the network.
+      frame_by_frame: SISRNet, RegNet and the dynamic convolution take one frame of the stack after
+        another. The values stay; beside the features themselves, memory is that of one frame. Not
+        for training: derivatives would keep every step.
     """
 
     config: ModelConfig
+    frame_by_frame: bool = False
 
     def setup(self) -> None:
         self.sisrnet = SISRNet(self.config)
-        self.regnet = RegNet(self.config)
+        self.regnet = (nn.remat(RegNet) if self.config.rematerialize else RegNet)(self.config)
         self.fusionnet = FusionNet(self.config)
 
     def __call__(self, images: Array, masks: Array, masks_registered: bool = False) -> Output:
@@ -123,19 +131,38 @@ class DeepSUM(nn.Module):
             )
 
     def encode(self, images: Array) -> Array:
-        """SISRNet: [..., H, W, C] → features [..., H, W, F]."""
+        """SISRNet: [B, N, H, W, C] → features [B, N, H, W, F]."""
+        if self.frame_by_frame:
+            return _over_frames(lambda net, frame: net(frame), self.sisrnet, images)
         return self.sisrnet(images)
 
     def propose_filters(self, features: Array) -> Array:
         """RegNet: features [B, N, H, W, F] → filters [B, N − 1, K, K]."""
-        return filters_from_logits(self.regnet(features))
+        if not self.frame_by_frame:
+            return filters_from_logits(self.regnet(features))
+        reference = self.regnet.reference(features[:, :1])
+
+        def one_pair(net: RegNet, frame: Array) -> Array:
+            return net.pairs(frame[:, None], reference)[:, 0]
+
+        return filters_from_logits(_over_frames(one_pair, self.regnet, features, first=1))
 
     def register(self, x: Array, filters: Array) -> Array:
         """Global dynamic convolution of frames 1 … N − 1; frame 0 passes untouched."""
-        moved = ops.global_dynamic_convolution(
-            x[:, 1:], filters, self.config.precision, self.config.backend
-        )
-        return jnp.concatenate([x[:, :1], moved], axis=1)
+
+        def convolve(x: Array, filters: Array) -> Array:
+            return ops.global_dynamic_convolution(
+                x, filters, self.config.precision, self.config.backend
+            )
+
+        if not self.frame_by_frame:
+            return jnp.concatenate([x[:, :1], convolve(x[:, 1:], filters)], axis=1)
+
+        def register_in_place(n: Array, x: Array) -> Array:
+            frame, taps = lax.dynamic_slice_in_dim(x, n, 1, 1), filters[:, n - 1][:, None]
+            return lax.dynamic_update_slice_in_dim(x, convolve(frame, taps), n, 1)
+
+        return lax.fori_loop(1, x.shape[1], register_in_place, x)
 
     def align_masks(self, masks: Array, filters: Array) -> Array:
         """Masks on frame 0's grid: reliable where at least `mask_threshold` of what the filter
@@ -163,6 +190,19 @@ class DeepSUM(nn.Module):
         """FusionNet: [B, N, H, W, F] → residual [B, H, W, C]."""
         residual = self.fusionnet(features)
         return residual.astype(jnp.promote_types(residual.dtype, jnp.float32))
+
+
+def _over_frames(
+    step: Callable[[Any, Array], Array], net: nn.Module, frames: Array, first: int = 0
+) -> Array:
+    """A network on one frame after another from `first` on: [B, N, …] → [B, N − first, …]."""
+
+    def turn(net: nn.Module, carry: tuple[()], n: Array) -> tuple[tuple[()], Array]:
+        # Indexed here rather than scanned over: XLA would copy the frames first.
+        return carry, step(net, lax.dynamic_index_in_dim(frames, n, axis=1, keepdims=False))
+
+    scan = nn.scan(turn, variable_broadcast="params", split_rngs={"params": False}, out_axes=1)
+    return scan(net, (), jnp.arange(first, frames.shape[1]))[1]
 
 
 def param_shapes(config: ModelConfig) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -89,6 +90,9 @@ def conv_norm_leaky(x: Array, depth: int, index: int, config: ModelConfig) -> Ar
     kernel, _ = _ConvParams(shape, config, name=f"conv{index}")()
     gamma, beta = _NormParams(config.features, config, name=f"norm{index}")()
     kernel = kernel.reshape(depth, 3, 3, *shape[-2:]).astype(config.dtype)
-    return ops.conv_norm_leaky(
-        x.astype(config.dtype), kernel, gamma, beta, config.precision, config.backend
+    block = functools.partial(
+        ops.conv_norm_leaky, precision=config.precision, backend=config.backend
+    )
+    return (jax.checkpoint(block) if config.rematerialize else block)(
+        x.astype(config.dtype), kernel, gamma, beta
     )

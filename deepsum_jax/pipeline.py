@@ -28,7 +28,9 @@ class Patches:
       [P, P, 1];
     * view "frames": the same for one frame at a time, so there are N times as many records;
       `hr` is in *input* units here, and `hr_mask` leaves out what the frame itself hides;
-    * view "shifts": `images` [1, P, P, C], the reference frame.
+    * view "shifts": `images` [1, P, P, C], the reference frame, to be shifted; with
+      `data.clouded_shifts` [N, P, P, C], the reference frame under the clouds of each frame of
+      the stack: what a mask calls unreliable shows the other frame, as real stacks do.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Patches:
         corner = scene.corners[self.table[patch, 1]]
         members = scene.members[self.table[patch, 1]]
         if self.view == "shifts":
-            return {"images": self._images(scene, members[:1], corner)}
+            return {"images": self._versions(scene, members, corner)}
         if self.view == "frames":
             return self._frame(scene, members[frame], corner)
         norm = self.model.normalization
@@ -61,6 +63,15 @@ class Patches:
             "hr": np.asarray(deepsum.to_target(hr, norm), np.float32),
             "hr_mask": hr_mask,
         }
+
+    def _versions(
+        self, scene: PreparedScene, members: np.ndarray, corner: np.ndarray
+    ) -> np.ndarray:
+        if not self.data.clouded_shifts:
+            return self._images(scene, members[:1], corner)
+        images = self._images(scene, members, corner)
+        clear = ops.nearest_upsample(self._window(scene.masks[members], corner), self.model.scale)
+        return np.where(clear[..., None], images[:1], images)
 
     def _frame(self, scene: PreparedScene, member: int, corner: np.ndarray) -> Batch:
         hr, hr_mask = self._hr(scene, corner)
@@ -170,7 +181,8 @@ def make_iterator(
     )[process_index::process_count]
     workers = patches.data.workers
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size)
-    batches = dataset.batch(batch_size // process_count).to_iter_dataset(options)
+    # Batched behind the prefetch: grain cannot count the batches of one record of an endless set.
+    batches = dataset.to_iter_dataset(options).batch(batch_size // process_count)
     if workers:
         from absl import flags
 

@@ -16,27 +16,33 @@ Array = jax.Array
 class PairConv(nn.Module):
     """3×3 convolution of every pair (frame n, frame 0), 2F → F_out.
 
-    The reference frame's half of the sum is the same for all pairs and is computed once.
+    The reference frame's half of the sum is the same for all pairs and is computed once: call
+    `reference`, then the module with what it returns.
     """
 
     features: int
     config: ModelConfig
 
-    @nn.compact
-    def __call__(self, features: Array) -> Array:
-        cfg, dtype, param_dtype = self.config, self.config.dtype, self.config.param_dtype
-        shape = (2, 3, 3, features.shape[-1], self.features)
+    def setup(self) -> None:
+        width = self.config.features
         # Fans as of a 3-D convolution over the pair: [depth, 3, 3, F, F_out].
-        kernel = self.param("kernel", kernel_init, shape, param_dtype).astype(dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), param_dtype)
-        x = features.astype(dtype)
-        frames = ops.conv2d(
-            x[:, 1:], kernel[0], cfg.precision, cfg.backend
-        )  # [B, N−1, H, W, F_out]
-        reference = ops.conv2d(
-            x[:, :1], kernel[1], cfg.precision, cfg.backend
-        )  # [B, 1, H, W, F_out]
-        return frames + (reference + bias.astype(dtype))
+        shape = (2, 3, 3, width, self.features)
+        self.kernel = self.param("kernel", kernel_init, shape, self.config.param_dtype)
+        zeros = nn.initializers.zeros
+        self.bias = self.param("bias", zeros, (self.features,), self.config.param_dtype)
+
+    def _half(self, x: Array, depth: int) -> Array:
+        cfg = self.config
+        kernel = self.kernel[depth].astype(cfg.dtype)
+        return ops.conv2d(x.astype(cfg.dtype), kernel, cfg.precision, cfg.backend)
+
+    def reference(self, frame: Array) -> Array:
+        """Frame 0's half: [B, 1, H, W, F] → [B, 1, H, W, F_out]."""
+        return self._half(frame, 1) + self.bias.astype(self.config.dtype)
+
+    def __call__(self, frames: Array, reference: Array) -> Array:
+        """Frames [B, M, H, W, F] and frame 0's half → [B, M, H, W, F_out]."""
+        return self._half(frames, 0) + reference
 
 
 class MeanConv(nn.Module):
@@ -67,17 +73,30 @@ class RegNet(nn.Module):
 
     Call with features [B, N, H, W, F]; returns logits over the K² taps, [B, N−1, K²], of the
     filters that register frames 1 … N−1 on frame 0. `filters_from_logits` makes filters of them.
+    `reference` and `pairs` are its two halves, for whoever takes the frames one by one.
     """
 
     config: ModelConfig
 
-    @nn.compact
-    def __call__(self, features: Array) -> Array:
+    def setup(self) -> None:
         width = self.config.features
-        x = ops.leaky_relu(PairConv(2 * width, self.config, name="conv0")(features))
-        for i in range(1, 4):
-            x = ops.leaky_relu(Conv(width, 3, self.config, name=f"conv{i}")(x))
-        return MeanConv(self.config.filter_size**2, self.config, name="conv4")(x)
+        self.conv0 = PairConv(2 * width, self.config)
+        self.conv1, self.conv2, self.conv3 = (Conv(width, 3, self.config) for _ in range(3))
+        self.conv4 = MeanConv(self.config.filter_size**2, self.config)
+
+    def reference(self, frame: Array) -> Array:
+        """What all pairs need of frame 0: [B, 1, H, W, F] → [B, 1, H, W, 2F]."""
+        return self.conv0.reference(frame)
+
+    def pairs(self, frames: Array, reference: Array) -> Array:
+        """Logits for frames [B, M, H, W, F], [B, M, K²]."""
+        x = ops.leaky_relu(self.conv0(frames, reference))
+        for conv in (self.conv1, self.conv2, self.conv3):
+            x = ops.leaky_relu(conv(x))
+        return self.conv4(x)
+
+    def __call__(self, features: Array) -> Array:
+        return self.pairs(features[:, 1:], self.reference(features[:, :1]))
 
 
 def filters_from_logits(logits: Array) -> Array:

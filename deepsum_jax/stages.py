@@ -71,21 +71,23 @@ def shifted_crops(features: Array, shifts: Array, reach: int) -> Array:
     Nothing is wrapped or filled, so no border gives the shift away.
 
     Args:
-      features: [H, W, F].
+      features: [N, H, W, F], or [1, H, W, F] of which all are cut.
       shifts: [N, 2] int32 within ±reach: the translation that registers version n, that is
         version_n(y − s) = crop(y).
 
     Returns:
       [N, H − 2·reach, W − 2·reach, F].
     """
-    height, width, channels = features.shape
+    count, height, width, channels = features.shape
     size = (height - 2 * reach, width - 2 * reach, channels)
 
-    def cut(shift: Array) -> Array:
+    def cut(features: Array, shift: Array) -> Array:
         start = (reach + shift[0], reach + shift[1], jnp.zeros((), shift.dtype))
         return lax.dynamic_slice(features, start, size)
 
-    return jax.vmap(cut)(shifts)
+    if count == 1:
+        return jax.vmap(cut, in_axes=(None, 0))(features[0], shifts)
+    return jax.vmap(cut)(features, shifts)
 
 
 def regnet_loss(
@@ -97,7 +99,7 @@ def regnet_loss(
     """
     model = config.model
     reach = model.filter_size // 2
-    features = apply(SISRNet(model), params["sisrnet"], batch["images"][:, 0])
+    features = apply(SISRNet(model), params["sisrnet"], batch["images"])  # [B, 1 or N, H, W, F]
     shifts = batch["shifts"]  # [B, N, 2]
     versions = jax.vmap(lambda f, s: shifted_crops(f, s, reach))(
         lax.stop_gradient(features), shifts

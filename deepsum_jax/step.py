@@ -6,7 +6,7 @@ They run bare, on one device, or mapped over a named axis of devices (`parallel`
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,8 @@ from deepsum_jax.stages import Stage
 Array = jax.Array
 Batch = Mapping[str, Array]
 
+_LARGE = 2**14  # pixels from which on one frame fills a device by itself
+
 
 class TrainState(NamedTuple):
     """What training changes: the stage's step count, parameters and optimiser."""
@@ -31,8 +33,15 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def make_optimizer(config: StageConfig) -> optax.GradientTransformation:
-    """Adam with the stage's schedule and clipping; betas and epsilon as published."""
+def make_optimizer(
+    config: StageConfig, pretrained: Sequence[str] = ()
+) -> optax.GradientTransformation:
+    """Adam with the stage's schedule and clipping; betas and epsilon as published.
+
+    Args:
+      config: the stage's settings.
+      pretrained: sub-trees that learn at `pretrained_rate` of the rate.
+    """
     rate: optax.ScalarOrSchedule = config.learning_rate
     if config.schedule == "cosine" or config.warmup_steps:
         rest = max(1, config.steps - config.warmup_steps)
@@ -47,10 +56,16 @@ def make_optimizer(config: StageConfig) -> optax.GradientTransformation:
             config.learning_rate / parts, config.learning_rate, config.warmup_steps
         )
         rate = optax.join_schedules([ramp, after], [config.warmup_steps])
-    adam = optax.adam(rate, b1=0.9, b2=0.999, eps=1e-8)
+    parts = [optax.adam(rate, b1=0.9, b2=0.999, eps=1e-8)]
     if config.clip_norm:
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
-    return adam
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.pretrained_rate != 1:
+
+        def slow(params: Params) -> Params:
+            return {k: jax.tree.map(lambda _: k in pretrained, v) for k, v in params.items()}
+
+        parts.append(optax.masked(optax.scale(config.pretrained_rate), slow))
+    return optax.chain(*parts)
 
 
 def split_params(params: Params, stage: Stage) -> tuple[Params, Params]:
@@ -61,7 +76,7 @@ def split_params(params: Params, stage: Stage) -> tuple[Params, Params]:
 
 def init_state(params: Params, stage: Stage, config: TrainConfig) -> TrainState:
     """The state before a stage's first step."""
-    optimizer = make_optimizer(getattr(config, stage.name))
+    optimizer = make_optimizer(getattr(config, stage.name), stage.takes)
     trained, _ = split_params(params, stage)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained))
 
@@ -102,7 +117,7 @@ def make_train_step(
     Returns:
       (state, batch) → (state, {"loss", "gradient_norm", …} scalars).
     """
-    optimizer = make_optimizer(getattr(config, stage.name))
+    optimizer = make_optimizer(getattr(config, stage.name), stage.takes)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         trained, read = split_params(state.params, stage)
@@ -126,5 +141,7 @@ class Forward:
     ) -> tuple[Array, Array]:
         """images [B, N, H, W, C], masks [B, N, H, W, 1] → SR [B, H, W, C] in raw counts, and
         filters [B, N − 1, K, K]."""
-        output: Output = apply(DeepSUM(self.config), params, images, masks, masks_registered)
+        large = images.shape[2] * images.shape[3] >= _LARGE
+        network = DeepSUM(self.config, frame_by_frame=large)
+        output: Output = apply(network, params, images, masks, masks_registered)
         return from_output(output.sr, self.config.normalization), output.filters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -58,7 +59,8 @@ def validate(
     """Figures of merit of a stage; the first is the one that "best" goes by, higher is better.
 
     `cpsnr` (dB) of the clearest frame for SISRNet and of whole stacks for DeepSUM, over all
-    validation scenes; `accuracy` of synthetic shifts for RegNet.
+    validation scenes; `accuracy` of synthetic shifts of clear reference frames for RegNet, and
+    `clouded_accuracy` under the clouds that it trains with, where it does.
     """
     model = config.model
     if stage.name == "sisrnet":
@@ -67,7 +69,19 @@ def validate(
     if stage.name == "deepsum":
         fused = [_cpsnr(stack_image(params, s, model)[0], s, config.border) for s in scenes]
         return {"cpsnr": _mean_finite(fused)}
-    patches = Patches(tuple(scenes), model, config.data, stage.view)
+    plain = dataclasses.replace(config.data, clouded_shifts=False)
+    merits = _registration(params, scenes, dataclasses.replace(config, data=plain))
+    if config.data.clouded_shifts:
+        clouded = _registration(params, scenes, config)
+        merits |= {f"clouded_{name}": value for name, value in clouded.items()}
+    return merits
+
+
+def _registration(
+    params: Params, scenes: Sequence[PreparedScene], config: TrainConfig
+) -> dict[str, float]:
+    """How well RegNet recovers synthetic shifts."""
+    patches = Patches(tuple(scenes), config.model, config.data, "shifts")
     count = min(_REGNET_PATCHES, len(patches))
     size = min(8, count)
     batches = make_iterator(patches, size, seed=0)

@@ -11,3 +11,4 @@ os.environ.setdefault(
     "--xla_llvm_disable_expensive_passes=true",
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # nothing outside tmp_path

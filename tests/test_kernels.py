@@ -59,6 +59,7 @@ CASES: list[tuple[tuple[int, ...], Backend]] = [
     ((2, 4, 8, 11, 2, 3, 3), "cpu"),
     ((1, 3, 4, 3, 1, 2, 3), "cpu"),
     ((1, 7, 48, 49, 4, 4, 1), "cpu"),  # more than one step of the loop
+    ((1, 4, 131, 100, 2, 2, 3), "cpu"),  # bands of a frame, the last one overlapping
     ((2, 1, 9, 6, 5, 2, 1), "accelerator"),
     ((2, 3, 5, 4, 2, 3, 3), "accelerator"),
     ((1, 3, 5, 4, 2, 3, 3), "auto"),

@@ -327,6 +327,18 @@ def test_inpainting(clear: float) -> None:
     np.testing.assert_array_equal(mutual_inpainting(x, masks), slow_inpainting(x, masks))
 
 
+def test_inpainting_derivative() -> None:
+    """The adjoint of a linear map: ⟨g, A·x⟩ = ⟨Aᵀ·g, x⟩, by the slow map."""
+    masks = np.random.default_rng(8).random((2, 5, 4, 3, 1)) < 0.4
+    x, g = noise(2, 5, 4, 3, 2), noise(2, 5, 4, 3, 2, seed=1)
+    _, pull = jax.vjp(lambda x: mutual_inpainting(x, masks), jnp.asarray(x))
+    adjoint = np.asarray(pull(jnp.asarray(g))[0])
+    for seed in range(3):
+        x = np.random.default_rng(seed).standard_normal(x.shape).astype(np.float32)
+        expected = (g * slow_inpainting(x, masks)).sum(dtype=np.float64)
+        np.testing.assert_allclose((adjoint * x).sum(dtype=np.float64), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_inpainting_hides_what_lies_under_the_mask(bad: float) -> None:
     masks = np.random.default_rng(7).random((1, 3, 4, 4, 1)) < 0.5

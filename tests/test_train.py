@@ -37,6 +37,7 @@ def _command(workdir: Path) -> list[str]:
 def _start(workdir: Path, cache: Path) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

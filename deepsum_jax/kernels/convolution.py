@@ -1,9 +1,9 @@
 """3×3 and 3×3×3 convolutions of frames, alone or with instance norm and leaky ReLU behind them.
 
 On accelerators these are XLA's own convolutions over the whole batch. On CPUs they loop over the
-output frames, a few at a time, so that what lies between the steps of a layer stays in the cache
-and memory does not grow with the number of frames. XLA differentiates loops and strided slices
-badly, hence the explicit derivatives.
+output frames, a few small ones or a band of a large one at a time, so that what lies between the
+steps of a layer stays in the cache and memory does not grow with the number of frames. XLA
+differentiates loops and strided slices badly, hence the explicit derivatives.
 
 A 3-D convolution of depth D is a 2-D one of D frames joined along their channels. All functions
 take maps [B, N, H, W, C_in] and a kernel [D, 3, 3, C_in, C_out], padded by reflection on H and W
@@ -13,6 +13,7 @@ and "valid" on the frame axis, and give [B, N − D + 1, H, W, C_out].
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ Array = jax.Array
 Precision = Any
 
 _FEW_CHANNELS = 3  # up to here the direct formulation is faster
-_STEP_PIXELS = 12_288  # of output that a step of the loop should have at least
+_STEP_PIXELS = 12_288  # of output that a step of the loop should have
 
 
 def _xla(x: Array, kernel: Array, precision: Precision) -> Array:
@@ -61,11 +62,52 @@ class _Loop:
         step = max(n for n in range(1, min(len(first), most) + 1) if len(first) % n == 0)
         # [steps, frames of a step, depth] into the B·N frames
         self.table = (first[:, None] + np.arange(depth)).reshape(-1, step, depth)
+        # Rows of a band: large frames are cut into the fewest equal ones that are small enough.
+        self.band = -(-self.height // -(-self.height * self.width // _STEP_PIXELS))
 
     def join(self, x: Array, rows: Array) -> Array:
         """A step's input: [n, H, W, D·C_in]."""
         x = x.reshape(-1, self.height, self.width, self.channels)
         return jnp.concatenate([x[rows[:, k]] for k in range(self.depth)], axis=-1)
+
+    def convolve(self, x: Array, rows: Array, u: Array, precision: Precision) -> Array:
+        """A step's convolution with a transformed kernel, in float32 at least: [n, H, W, C_out]."""
+        lines = x.reshape(-1, self.width, self.channels)
+
+        def one_band(start: Array | int) -> Array:
+            # The band's lines and one more on either side, reflected at the frame's edges.
+            line = jnp.abs(start + np.arange(-1, self.band + 1))
+            line = self.height - 1 - jnp.abs(self.height - 1 - line)
+            index = rows[:, :, None] * self.height + line  # [n, depth, band + 2]
+            joined = [lines[index[:, k]] for k in range(self.depth)]
+            return self.method.convolve(_wide(jnp.concatenate(joined, axis=-1)), u, precision)
+
+        bands = -(-self.height // self.band)
+        if bands == 1:
+            return one_band(0)
+
+        def add_band(number: Array, y: Array) -> Array:
+            start = jnp.minimum(number * self.band, self.height - self.band)  # the last may overlap
+            return lax.dynamic_update_slice_in_dim(y, one_band(start), start, axis=1)
+
+        made = jax.eval_shape(one_band, 0)
+        shape = (made.shape[0], self.height, *made.shape[2:])
+        return lax.fori_loop(0, bands, add_band, _buffer(x, shape, made.dtype))
+
+    def run(self, step: Callable[[Array], Any], x: Array) -> Any:
+        """Every step's results, each [steps, n, …]; as `lax.map` over the table."""
+        table = jnp.asarray(self.table)
+
+        def add_step(number: Array, made: Any) -> Any:
+            return jax.tree.map(
+                lambda all_, one: lax.dynamic_update_index_in_dim(all_, one, number, 0),
+                made, step(table[number]),
+            )  # fmt: skip
+
+        results = jax.eval_shape(step, table[0])
+        steps = len(self.table)
+        buffers = jax.tree.map(lambda r: _buffer(x, (steps, *r.shape), r.dtype), results)
+        return lax.fori_loop(0, steps, add_step, buffers)
 
     def transform(self, kernel: Array) -> Array:
         """The kernel as the method wants it, in float32 at least."""
@@ -93,6 +135,13 @@ class _Loop:
             for k, p in enumerate(parts)
         ]
         return functools.reduce(jnp.add, placed)
+
+
+def _buffer(x: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Room for results that are made of `x`. What it holds at first is of no importance, except
+    that it comes from `x`: room full of zeros XLA would set up, and hold, from the start of the
+    program on."""
+    return jnp.broadcast_to(x[(0,) * x.ndim].astype(dtype), shape)
 
 
 def _flat_kernel(kernel: Array) -> Array:
@@ -124,9 +173,9 @@ def convolution(x: Array, kernel: Array, precision: Precision, backend: Backend)
         u = loop.transform(kernel)
 
         def step(rows: Array) -> Array:
-            return loop.method.convolve(_wide(loop.join(x, rows)), u, precision).astype(x.dtype)
+            return loop.convolve(x, rows, u, precision).astype(x.dtype)
 
-        return loop.whole(lax.map(step, jnp.asarray(loop.table)))
+        return loop.whole(loop.run(step, x))
 
     def accelerator(x: Array, kernel: Array) -> Array:
         return _xla(x, kernel, precision)
@@ -237,12 +286,12 @@ def _block_forward(
         u = loop.transform(kernel)
 
         def step(rows: Array) -> tuple[Array, Array, Array]:
-            y = loop.method.convolve(_wide(loop.join(x, rows)), u, precision)
+            y = loop.convolve(x, rows, u, precision)
             normal, inverse = normalize(y, epsilon)
             out = _activate(normal, gamma, beta, slope)
             return out.astype(x.dtype), normal.astype(x.dtype), inverse
 
-        out, normal, inverse = lax.map(step, jnp.asarray(loop.table))
+        out, normal, inverse = loop.run(step, x)
         return loop.whole(out), loop.whole(normal), loop.whole(inverse)
 
     def accelerator(

@@ -2,7 +2,7 @@
 
 Nine shifted views side by side, [pixels, 9·C_in], times the kernel as a matrix. With a channel or
 two the views are small, where minimal filtering would move more than it saves. The functions are
-those of `winograd`: maps [n, H, W, C], reflection-padded by one pixel, H, W ≥ 2.
+those of `winograd`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from deepsum_jax.kernels.padding import reflect
+from deepsum_jax.kernels.padding import reflect_rows
 
 Array = jax.Array
 Precision = Any
@@ -29,21 +30,22 @@ def transform_kernel_adjoint(du: Array) -> Array:
 
 
 def _views(x: Array) -> Array:
-    """[n, H, W, C] → [n, H, W, 9·C]."""
-    height, width = x.shape[1:3]
-    x = reflect(x, 1, "cpu")
+    """[n, h + 2, W, C] → [n, h, W, 9·C]."""
+    height, width = x.shape[1] - 2, x.shape[2]
+    x = x[:, :, np.pad(np.arange(width), 1, mode="reflect")]
     views = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
     return jnp.concatenate(views, axis=-1)
 
 
 def convolve(x: Array, u: Array, precision: Precision) -> Array:
-    """Convolution of [n, H, W, C_in] with a kernel as a matrix → [n, H, W, C_out]."""
+    """Convolution of rows, one more on either side: [n, h + 2, W, C_in] with a kernel as a matrix
+    → [n, h, W, C_out]."""
     return jnp.einsum("nyxc,cf->nyxf", _views(x), u, precision=precision)
 
 
 def convolve_adjoint(x: Array, u: Array, dy: Array, precision: Precision) -> tuple[Array, Array]:
-    """Cotangents of `x` and `u`."""
-    views, pull = jax.vjp(_views, x)
+    """Cotangents of whole frames `x` [n, H, W, C_in] and of `u`."""
+    views, pull = jax.vjp(lambda x: _views(reflect_rows(x)), x)
     du = jnp.einsum("nyxc,nyxf->cf", views, dy, precision=precision)
     (dx,) = pull(jnp.einsum("nyxf,cf->nyxc", dy, u, precision=precision))
     return dx, du

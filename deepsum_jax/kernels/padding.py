@@ -25,6 +25,11 @@ def reflect_by_index(x: Array, pad: int) -> Array:
     return x[..., rows, :, :][..., cols, :]
 
 
+def reflect_rows(x: Array) -> Array:
+    """One row more on either side: [n, H, W, F] → [n, H + 2, W, F]."""
+    return x[:, np.pad(np.arange(x.shape[1]), 1, mode="reflect")]
+
+
 def reflect_adjoint(dx: Array, pad: int) -> Array:
     """Adjoint: border values go back to where they came from, [..., H + 2·pad, W + 2·pad, F] →
     [..., H, W, F]."""

@@ -12,7 +12,8 @@ dimension, F(2×2, 3×3), would save little more and moves as much memory.
 The points 0, ±5/8, ±3/2, ∞ keep the rounding error at that of a direct convolution in float32
 (about 6e-7 of the largest value); the customary 0, ±1, ±2, ∞ would not.
 
-Maps are [n, H, W, C] and reflection-padded by one pixel; H, W ≥ 2, any parity.
+Maps are [n, H, W, C], H, W ≥ 2, any parity, padded by reflection: along W here, along H by whoever
+chooses the rows.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsum_jax.kernels.padding import reflect_adjoint, reflect_by_index
+from deepsum_jax.kernels.padding import reflect_adjoint, reflect_rows
 
 Array = jax.Array
 Precision = Any
@@ -85,14 +86,14 @@ def transform_kernel_adjoint(du: Array) -> Array:
 
 
 def _transform_input(x: Array) -> Array:
-    """[n, H, W, C] → [6, n·(H + 2)·tiles, C], reflected border included."""
-    n, height, width, channels = x.shape
-    tiles = _tiles(width)
-    x = reflect_by_index(x, 1)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, (tiles + 1) * _TILE - width - 2), (0, 0)))
-    x = x.reshape(n, height + 2, tiles + 1, _TILE, channels)
-    columns = [x[:, :, :-1, j] for j in range(_TILE)] + [x[:, :, 1:, j] for j in range(2)]
-    return jnp.stack(_combine(_B, columns)).reshape(_POINTS, -1, channels)
+    """[n, h + 2, W, C] → [6, n·(h + 2)·tiles, C], reflected columns included."""
+    tiles, width, channels = _tiles(x.shape[2]), x.shape[2], x.shape[3]
+    columns = np.pad(np.arange(width), 1, mode="reflect")
+    # Beyond the last column anything finite will do: what it makes is cut off.
+    columns = np.pad(columns, (0, (tiles + 1) * _TILE - width - 2), mode="edge")
+    x = x[:, :, columns].reshape(*x.shape[:2], tiles + 1, _TILE, channels)
+    terms = [x[:, :, :-1, j] for j in range(_TILE)] + [x[:, :, 1:, j] for j in range(2)]
+    return jnp.stack(_combine(_B, terms)).reshape(_POINTS, -1, channels)
 
 
 def _transform_input_adjoint(dv: Array, shape: tuple[int, ...]) -> Array:
@@ -112,13 +113,13 @@ def _transform_input_adjoint(dv: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _transform_output(z: Array, shape: tuple[int, ...]) -> Array:
-    """[6, n·(H + 2)·tiles, 3·C_out] → [n, H, W, C_out]; `shape` is the input's."""
+    """[6, n·(h + 2)·tiles, 3·C_out] → [n, h, W, C_out]; `shape` is the input's."""
     n, height, width, _ = shape
-    z = z.reshape(_POINTS, n, height + 2, _tiles(width), 3, -1)
+    z = z.reshape(_POINTS, n, height, _tiles(width), 3, -1)
     z = z[:, :, :-2, :, 0] + z[:, :, 1:-1, :, 1] + z[:, :, 2:, :, 2]
     # Joined along the channels, where runs are long.
     y = jnp.concatenate(_combine(_A, list(z)), axis=-1)
-    return y.reshape(n, height, _tiles(width) * _TILE, -1)[:, :, :width]
+    return y.reshape(n, height - 2, _tiles(width) * _TILE, -1)[:, :, :width]
 
 
 def _transform_output_adjoint(dy: Array) -> Array:
@@ -133,12 +134,14 @@ def _transform_output_adjoint(dy: Array) -> Array:
 
 
 def convolve(x: Array, u: Array, precision: Precision) -> Array:
-    """Convolution of [n, H, W, C_in] with a transformed kernel → [n, H, W, C_out]."""
+    """Convolution of rows, one more on either side: [n, h + 2, W, C_in] with a transformed kernel
+    → [n, h, W, C_out]."""
     return _transform_output(_product(_transform_input(x), u, (2, 1), precision), x.shape)
 
 
 def convolve_adjoint(x: Array, u: Array, dy: Array, precision: Precision) -> tuple[Array, Array]:
-    """Cotangents of `x` and `u`. The transformed cotangent serves both products."""
-    v, dz = _transform_input(x), _transform_output_adjoint(dy)
+    """Cotangents of whole frames `x` [n, H, W, C_in] and of `u`. The transformed cotangent serves
+    both products."""
+    v, dz = _transform_input(reflect_rows(x)), _transform_output_adjoint(dy)
     dx = _transform_input_adjoint(_product(dz, u, (2, 2), precision), x.shape)
     return dx, _product(v, dz, (1, 1), precision)

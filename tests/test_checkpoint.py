@@ -1,0 +1,448 @@
+"""Bundles and training states: exact round trips, and no fault that passes for a bundle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from helpers import contents, random_bundle
+
+from deepsum_jax import checkpoint, files
+from deepsum_jax.checkpoint import (
+    Bundle,
+    BundleInfo,
+    StateKeeper,
+    find_bundle,
+    load_params,
+    save_params,
+)
+from deepsum_jax.config import ModelConfig, Normalization
+
+CONFIG = ModelConfig(
+    num_frames=5,
+    scale=2,
+    features=4,
+    filter_size=3,
+    channels=2,
+    sisrnet_layers=1,
+    inpainting="before_registration",
+    mask_alignment="shifts",
+    mask_threshold=0.75,
+    residual_init="zeros",
+    normalization=Normalization((1.5, 2.5), (0.1, 1 / 3), (1.5, 2.5), (0.2, 1e-6)),
+    precision="default",
+)
+INFO = BundleInfo(
+    bands=("NIR", "RED"),
+    reference="clearest",
+    stage="deepsum",
+    step=1200,
+    seed=7,
+    data_fingerprint="ab" * 32,
+    train_scenes=("NIR/imgset0594", "RED/imgset0001"),
+    validation_scenes=("NIR/imgset0595",),
+    validation_cpsnr=47.84123456789012,
+)
+
+
+def bits(tree: Any) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Every leaf by its path: dtype, shape and bytes."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    return {path: (a.dtype.name, a.shape, a.tobytes()) for path, a in arrays.items()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundles") / "a"
+    save_params(path, random_bundle())
+    return path
+
+
+@pytest.fixture
+def bundle(made: Path, tmp_path: Path) -> Path:
+    """A bundle on disk that a test may damage."""
+    shutil.copytree(made, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Changes the description; None takes a key away."""
+    described = {**files.read_json(folder / "bundle.json"), **changes}
+    kept = {k: v for k, v in described.items() if v is not None}
+    files.write_json(folder / "bundle.json", kept)
+
+
+# --- round trips
+
+
+def test_round_trip_is_exact(tmp_path: Path) -> None:
+    saved = Bundle(random_bundle(CONFIG).params, CONFIG, INFO)
+    odd = saved.params["regnet"]["conv0"]["bias"]  # values that a detour over text would lose
+    odd.flat[:6] = [np.nan, -0.0, np.inf, 1e-45, 1 + 2**-23, -3.4028235e38]
+    before = bits(saved.params)
+    save_params(tmp_path / "new" / "folder", saved)
+    assert bits(saved.params) == before
+    loaded = load_params(tmp_path / "new" / "folder")
+    assert bits(loaded.params) == before
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded.params))
+    assert loaded.config == CONFIG and hash(loaded.config) == hash(CONFIG)
+    assert loaded.info == INFO
+    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == [
+        "bundle.json",
+        "params",
+    ]
+
+
+def test_little_known(made: Path) -> None:
+    loaded = load_params(str(made))
+    assert loaded.info == BundleInfo()
+    assert bits(loaded.params) == bits(random_bundle().params)
+
+
+def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_params("here", random_bundle())
+    assert bits(load_params("here").params) == bits(random_bundle().params)
+    assert find_bundle("here") == tmp_path / "here"
+
+
+def test_device_arrays(tmp_path: Path) -> None:
+    params = jax.tree.map(jnp.asarray, random_bundle(CONFIG).params)
+    save_params(tmp_path / "a", Bundle(params, CONFIG))
+    loaded = load_params(tmp_path / "a").params
+    assert bits(loaded) == bits(random_bundle(CONFIG).params)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded))
+
+
+def test_sub_trees_of_an_earlier_stage(tmp_path: Path) -> None:
+    params = {"sisrnet": random_bundle().params["sisrnet"]}
+    head = {"conv": {"kernel": np.ones((1, 1, 4, 1), np.float32), "bias": np.zeros(1, np.float32)}}
+    saved = Bundle({**params, "sisr_head": head}, random_bundle().config)
+    save_params(tmp_path / "half", saved)
+    assert bits(load_params(tmp_path / "half").params) == bits(saved.params)
+
+
+def test_description_is_plain_json(tmp_path: Path) -> None:
+    save_params(tmp_path / "a", Bundle(random_bundle(CONFIG).params, CONFIG, INFO))
+    described = files.read_json(tmp_path / "a" / "bundle.json")
+    assert described["format"] == 1
+    assert described["package_version"] == checkpoint.package_version()
+    assert described["model"]["normalization"]["lr_std"] == [0.1, 1 / 3]
+    assert described["model"]["inpainting"] == "before_registration"
+    for key in ("stage", "step", "seed", "data_fingerprint", "validation_cpsnr"):
+        assert described[key] == getattr(INFO, key)
+    assert described["validation_scenes"] == ["NIR/imgset0595"]
+
+
+def test_a_bundle_is_a_pytree_with_static_configuration() -> None:
+    whole = Bundle(random_bundle(CONFIG).params, CONFIG, INFO)
+    doubled = jax.tree.map(lambda x: 2 * x, whole)
+    assert (doubled.config, doubled.info) == (CONFIG, INFO)
+    kernel = whole.params["sisrnet"]["conv0"]["kernel"]
+    np.testing.assert_array_equal(doubled.params["sisrnet"]["conv0"]["kernel"], 2 * kernel)
+
+
+# --- what is no bundle, or a damaged one
+
+
+def test_newer_format_is_refused_by_name(bundle: Path) -> None:
+    edit(bundle, format=2, package_version="9.8.7")
+    with pytest.raises(ValueError) as caught:
+        load_params(bundle)
+    message = str(caught.value)
+    assert message.startswith(f"{bundle / 'bundle.json'}: found format 2")
+    assert "written by deepsum_jax 9.8.7" in message and "update deepsum_jax" in message
+
+
+def test_older_format_is_migrated(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit(bundle, step=None, steps_done=5)
+
+    def renamed(described: dict[str, Any]) -> dict[str, Any]:
+        return {**described, "step": described["steps_done"]}
+
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    monkeypatch.setattr(
+        checkpoint, "_MIGRATIONS", {1: renamed, 2: lambda d: {**d, "step": d["step"] + 1}}
+    )
+    assert load_params(bundle).info.step == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": 0}, "found format 0, which never was"),
+        ({"format": None}, "found no format number"),
+        ({"format": "1"}, "found no format number"),
+        ({"model": None}, "no model configuration"),
+        ({"model": {"featurs": 4}}, "did you mean 'features'"),
+        ({"model": {"features": -1}}, "features: found -1"),
+        ({"bands": 3}, "BundleInfo.bands: found 3"),
+        ({"step": "4"}, "BundleInfo.step: found '4'"),
+    ],
+)
+def test_description_that_makes_no_sense(changes: dict[str, Any], words: str, bundle: Path) -> None:
+    edit(bundle, **changes)
+    with pytest.raises(ValueError) as caught:
+        load_params(bundle)
+    assert str(bundle / "bundle.json") in str(caught.value) and words in str(caught.value)
+
+
+def test_every_damaged_byte_is_noticed(bundle: Path) -> None:
+    """One flipped bit in each file of the parameters, in turn."""
+    paths = sorted(p for p in (bundle / "params").rglob("*") if p.is_file())
+    assert len(paths) > 3
+    for path in paths:
+        stored = path.read_bytes()
+        for place in {0, len(stored) // 2, len(stored) - 1} if stored else ():
+            broken = bytearray(stored)
+            broken[place] ^= 1
+            path.write_bytes(bytes(broken))
+            with pytest.raises(ValueError, match=r"damaged or incomplete.*digest"):
+                load_params(bundle)
+        path.write_bytes(stored)
+    assert bits(load_params(bundle).params) == bits(random_bundle().params)
+
+
+@pytest.mark.parametrize("change", ["missing", "renamed", "additional", "cut short"])
+def test_files_that_are_not_those_that_were_saved(change: str, bundle: Path) -> None:
+    files_ = sorted((p for p in (bundle / "params").rglob("*") if p.is_file()), key=os.path.getsize)
+    largest = files_[-1]
+    if change == "missing":
+        largest.unlink()
+    elif change == "renamed":
+        largest.rename(largest.with_name("other"))
+    elif change == "additional":
+        (bundle / "params" / "new").write_bytes(b"")
+    else:
+        largest.write_bytes(largest.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"params: found other files than were saved"):
+        load_params(bundle)
+
+
+def test_missing_parameters(bundle: Path) -> None:
+    shutil.rmtree(bundle / "params")
+    with pytest.raises(ValueError, match=r"params: found no folder, expected orbax parameters"):
+        load_params(bundle)
+
+
+def test_damage_without_a_digest_is_one_line(bundle: Path) -> None:
+    edit(bundle, params_sha256=None)
+    assert bits(load_params(bundle).params) == bits(random_bundle().params)
+    (bundle / "params" / "_METADATA").write_text("{")
+    with pytest.raises(ValueError, match=r"cannot be read as orbax parameters") as caught:
+        load_params(bundle)
+    assert "\n" not in str(caught.value)
+
+
+def test_parameters_that_do_not_fit_the_configuration(bundle: Path) -> None:
+    model = files.read_json(bundle / "bundle.json")["model"]
+    edit(bundle, model={**model, "filter_size": 7})
+    expected = r"regnet/conv\d/(kernel|bias): found shape \(.*25.*\), expected \(.*49.*\)"
+    with pytest.raises(ValueError, match=expected):
+        load_params(bundle)
+    edit(bundle, model={**model, "sisrnet_layers": 3})
+    with pytest.raises(ValueError, match=r"sisrnet/\w+2/\w+: found shape nothing, expected"):
+        load_params(bundle)
+
+
+def test_no_bundle_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder"):
+        load_params(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    for name in ("file", "empty", "."):
+        with pytest.raises(ValueError, match=r"found no bundle\.json, expected a parameter bundle"):
+            load_params(tmp_path / name)
+
+
+# --- workdirs
+
+
+def test_workdir_gives_its_best(made: Path, tmp_path: Path) -> None:
+    """The last stage first, and in each its best before its last."""
+    places = [f"{s}/{k}" for s in ("deepsum", "regnet", "sisrnet") for k in ("best", "last")]
+    for step, place in enumerate(places):
+        shutil.copytree(made, tmp_path / place)
+        edit(tmp_path / place, step=step)
+    files.write_json(tmp_path / "config.json", {})
+    for step, place in enumerate(places):
+        assert find_bundle(tmp_path) == tmp_path / place
+        assert load_params(tmp_path).info.step == step
+        (tmp_path / place / "bundle.json").unlink()  # as if it were never finished
+    with pytest.raises(ValueError, match="a workdir without any saved parameters yet"):
+        load_params(tmp_path)
+
+
+# --- writing
+
+
+def test_something_else_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
+    (tmp_path / "file").write_text("more")
+    before = contents(tmp_path)
+    for name in ("thesis", "file"):
+        with pytest.raises(ValueError, match=rf"{name}: exists and is not a parameter bundle"):
+            save_params(tmp_path / name, random_bundle())
+    for thing in (random_bundle().params, None):
+        with pytest.raises(TypeError, match=r"bundle: found \w+, expected a Bundle"):
+            save_params(tmp_path / "new", thing)
+    assert contents(tmp_path) == before
+
+
+def test_an_empty_folder_and_a_bundle_are_replaced(tmp_path: Path, bundle: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (bundle / "params" / "left over").write_text("")
+    (bundle / "notes.txt").write_text("")
+    for path in (tmp_path / "empty", bundle):
+        save_params(path, Bundle(random_bundle(CONFIG).params, CONFIG, INFO))
+        loaded = load_params(path)
+        assert (loaded.config, loaded.info) == (CONFIG, INFO)
+        assert bits(loaded.params) == bits(random_bundle(CONFIG).params)
+        assert sorted(p.name for p in path.iterdir()) == ["bundle.json", "params"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "empty"]
+
+
+def fail_in_orbax(patch: pytest.MonkeyPatch, target: Path) -> None:
+    def save(self: Any, path: Any, *_: Any) -> None:
+        Path(path).mkdir()
+        (Path(path) / "half").write_text("")
+        raise OSError(28, "No space left on device")
+
+    patch.setattr(ocp.StandardCheckpointer, "save", save)
+
+
+def fail_in_description(patch: pytest.MonkeyPatch, target: Path) -> None:
+    def write(path: Any, data: Any) -> None:
+        Path(path).write_text("{")
+        raise OSError(28, "No space left on device")
+
+    patch.setattr(files, "write_json", write)
+
+
+def fail_in_last_rename(patch: pytest.MonkeyPatch, target: Path) -> None:
+    replace = os.replace
+
+    def failing(source: Any, destination: Any) -> None:
+        if Path(destination) == target and Path(source).suffix == ".tmp":
+            raise OSError(5, "Input/output error")
+        replace(source, destination)
+
+    patch.setattr(os, "replace", failing)
+
+
+def interrupted(patch: pytest.MonkeyPatch, target: Path) -> None:
+    def digest(folder: Path) -> str:
+        raise KeyboardInterrupt
+
+    patch.setattr(checkpoint, "_digest", digest)
+
+
+@pytest.mark.parametrize(
+    "fault", [fail_in_orbax, fail_in_description, fail_in_last_rename, interrupted]
+)
+@pytest.mark.parametrize("old", [True, False])
+def test_failed_save_leaves_the_old_bundle_whole(
+    fault: Callable[[pytest.MonkeyPatch, Path], None], old: bool, bundle: Path, tmp_path: Path
+) -> None:
+    target = bundle if old else tmp_path / "new"
+    before = contents(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        fault(patch, target)
+        with pytest.raises((OSError, KeyboardInterrupt)):
+            save_params(target, Bundle(random_bundle(CONFIG).params, CONFIG))
+    assert contents(tmp_path) == before
+    assert bits(load_params(bundle).params) == bits(random_bundle().params)
+
+
+# --- training states
+
+
+def make_state(step: int) -> dict[str, Any]:
+    rng = np.random.default_rng(step)
+    return {
+        "params": {"kernel": rng.standard_normal((3, 4)).astype(np.float32)},
+        "moments": (np.float32([np.nan, -0.0, 1e-45]), rng.integers(0, 9, 5).astype(np.int32)),
+        "step": np.asarray(step, np.int32),
+    }
+
+
+def make_position(step: int) -> dict[str, Any]:
+    return {"data": {"next_index": 2**40 + step}, "workers": 0, "best": 47.1 + step / 3}
+
+
+def keep(folder: Path, *steps: int) -> None:
+    keeper = StateKeeper(folder)
+    for step in steps:
+        keeper.save(step, make_state(step), make_position(step))
+    keeper.close()
+
+
+def restore(folder: Path, like: Any = None) -> Any:
+    keeper = StateKeeper(folder)
+    try:
+        return keeper.restore(make_state(0) if like is None else like)
+    finally:
+        keeper.close()
+
+
+def test_nothing_to_restore(tmp_path: Path) -> None:
+    assert restore(tmp_path / "new" / "checkpoints") is None
+
+
+def test_newest_state_and_its_position(tmp_path: Path) -> None:
+    """Two are kept, however they come; in another process their bits are the same."""
+    keep(tmp_path, 2)
+    for saved, kept in [((4,), ["2", "4"]), ((6, 10), ["6", "10"])]:
+        keep(tmp_path, *saved)
+        assert sorted((p.name for p in tmp_path.iterdir()), key=int) == kept
+        state, position = restore(tmp_path)
+        newest = saved[-1]
+        assert jax.tree.structure(state) == jax.tree.structure(make_state(0))
+        assert bits(state) == bits(make_state(newest))
+        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(state))
+        assert position == make_position(newest)
+
+
+def test_states_on_devices_and_an_unknown_best(tmp_path: Path) -> None:
+    """What is saved may change at once: the next step is given the buffers."""
+    keeper = StateKeeper(tmp_path)
+    state = make_state(3)
+    position = {"data": {"next_index": 1}, "workers": 0, "best": None}
+    keeper.save(3, jax.tree.map(jnp.asarray, state), position)
+    keeper.close()
+    restored, found = restore(tmp_path)
+    assert bits(restored) == bits(make_state(3)) and found == position
+
+
+def test_a_state_that_is_not_complete_does_not_count(tmp_path: Path) -> None:
+    keep(tmp_path, 2, 4)
+    shutil.copytree(tmp_path / "4", tmp_path / "6.orbax-checkpoint-tmp")
+    _, position = restore(tmp_path)
+    assert position == make_position(4)
+    shutil.rmtree(tmp_path / "4")  # as the message about a damaged one advises
+    _, position = restore(tmp_path)
+    assert position == make_position(2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: {**state, "more": np.zeros(2)},
+        lambda state: {k: v for k, v in state.items() if k != "step"},
+    ],
+)
+def test_state_of_another_structure(change: Callable[[Any], Any], tmp_path: Path) -> None:
+    keep(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"2: cannot be read as a training state") as caught:
+        restore(tmp_path, change(make_state(0)))
+    assert "\n" not in str(caught.value)
