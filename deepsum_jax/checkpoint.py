@@ -228,6 +228,10 @@ def _check_params(params: Params, config: ModelConfig, folder: Path) -> None:
                 f"{folder}: parameter {name}: found shape {shapes.get(name, 'nothing')}, "
                 f"expected {leaf.shape}"
             )
+        shapes.pop(name, None)
+    extra = sorted(name for name in shapes if name.split("/")[0] in wanted)
+    if extra:
+        raise ValueError(f"{folder}: parameter {extra[0]}: found one that no layer takes")
 
 
 class StateKeeper:
@@ -274,6 +278,10 @@ class StateKeeper:
                 f"{folder}: cannot be read as a training state ({_first_line(error)}); remove it "
                 "to go on from the state before"
             ) from None
+        shapes = [jax.tree.map(np.shape, tree) for tree in (restored.state, like)]
+        if shapes[0] != shapes[1]:
+            folder = self._manager.directory / str(step)
+            raise ValueError(f"{folder}: found a state of other shapes than this training's")
         return restored.state, restored.position
 
     def close(self) -> None:

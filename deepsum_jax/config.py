@@ -210,8 +210,8 @@ class DataConfig(Section):
         self._require(self.patch_size >= 8, "patch_size", "≥ 8")
         self._require(self.patches_per_scene >= 1, "patches_per_scene", "≥ 1")
         self._require(self.max_shift >= 0, "max_shift", "≥ 0")
-        self._require(0 <= self.min_lr_clearance <= 1, "min_lr_clearance", "0 to 1")
-        self._require(0 <= self.min_hr_clearance <= 1, "min_hr_clearance", "0 to 1")
+        self._require(0 <= self.min_lr_clearance < 1, "min_lr_clearance", "from 0 to below 1")
+        self._require(0 <= self.min_hr_clearance < 1, "min_hr_clearance", "from 0 to below 1")
         self._require(self.workers >= 0, "workers", "≥ 0")
 
 
@@ -244,7 +244,7 @@ class StageConfig(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0  # linear, before the schedule
     clip_norm: float = 0.0  # global gradient norm; 0 does not clip
-    pretrained_rate: float = 1.0  # learning rate of what earlier stages trained, as a fraction
+    regnet_rate: float = 1.0  # RegNet's learning rate, as a fraction of the others'
     validate_every: int = 500  # steps
     checkpoint_every: int = 500  # steps
     log_every: int = 20  # steps
@@ -255,7 +255,7 @@ class StageConfig(Section):
         self._require(self.learning_rate > 0, "learning_rate", "above 0")
         self._require(self.warmup_steps >= 0, "warmup_steps", "≥ 0")
         self._require(self.clip_norm >= 0, "clip_norm", "≥ 0")
-        self._require(0 <= self.pretrained_rate <= 1, "pretrained_rate", "0 to 1")
+        self._require(0 <= self.regnet_rate <= 1, "regnet_rate", "0 to 1")
         for field in ("validate_every", "checkpoint_every", "log_every"):
             self._require(getattr(self, field) >= 1, field, "≥ 1")
 
@@ -303,11 +303,17 @@ _DEMO_STAGE = StageConfig(
 DEMO = TrainConfig(
     preset="demo",
     model=ModelConfig(features=24, sisrnet_layers=4, residual_init="zeros"),
-    data=DataConfig(patch_size=42, patches_per_scene=40, validation_fraction=0.2, augment=True),
+    data=DataConfig(
+        patch_size=42,
+        patches_per_scene=40,
+        validation_fraction=0.2,
+        augment=True,
+        clouded_shifts=True,
+    ),
     sisrnet=dataclasses.replace(_DEMO_STAGE, steps=300, learning_rate=2e-3, validate_every=150),
     regnet=dataclasses.replace(_DEMO_STAGE, steps=1200, learning_rate=3e-3, validate_every=300),
     deepsum=dataclasses.replace(
-        _DEMO_STAGE, steps=150, learning_rate=1e-3, validate_every=50, log_every=10
+        _DEMO_STAGE, steps=400, learning_rate=2e-3, regnet_rate=0.03, validate_every=100
     ),
 )
 

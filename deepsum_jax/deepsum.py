@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -205,6 +206,7 @@ def _over_frames(
     return scan(net, (), jnp.arange(first, frames.shape[1]))[1]
 
 
+@functools.lru_cache(maxsize=8)
 def param_shapes(config: ModelConfig) -> Any:
     """Shapes and dtypes of `DeepSUM(config)`'s parameters, as `jax.ShapeDtypeStruct`s."""
     size = max(8, config.filter_size)

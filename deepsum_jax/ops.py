@@ -110,6 +110,15 @@ def reflect_pad(x: Array, pad: int, backend: Backend = "auto") -> Array:
     return reflect(jnp.asarray(x), pad, backend) if pad else x
 
 
+def _check_kernel(x: Array, kernel: Array, sizes: Sequence[tuple[int, int]]) -> None:
+    shape = kernel.shape
+    if len(shape) != 4 or shape[:2] not in sizes or shape[2] != x.shape[-1]:
+        raise ValueError(
+            f"kernel: found shape {shape}, expected "
+            f"{' or '.join(str([*s, x.shape[-1], 'C_out']) for s in sizes)}"
+        )
+
+
 def conv2d(
     x: Array,
     kernel: Array,
@@ -125,7 +134,11 @@ def conv2d(
 
     Returns:
       [..., H, W, C_out].
+
+    Raises:
+      ValueError: a kernel of another size, or for other channels.
     """
+    _check_kernel(x, kernel, ((1, 1), (3, 3)))
     if kernel.shape[0] == 1:
         return jnp.einsum("...c,cf->...f", x, kernel[0, 0], precision=precision)
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
@@ -148,7 +161,11 @@ def conv3d(
 
     Returns:
       [B, N − D + 1, H, W, C_out].
+
+    Raises:
+      ValueError: a kernel of another size, or for other channels.
     """
+    _check_kernel(x, kernel[0], ((3, 3),))
     return convolution(jnp.asarray(x), jnp.asarray(kernel), precision, backend)
 
 

@@ -26,8 +26,9 @@ class Patches:
 
     * view "stacks": `images` [N, P, P, C], `masks` [N, P, P, 1], `hr` [P, P, C], `hr_mask`
       [P, P, 1];
-    * view "frames": the same for one frame at a time, so there are N times as many records;
-      `hr` is in *input* units here, and `hr_mask` leaves out what the frame itself hides;
+    * view "frames": one frame at a time, so there are N times as many records: `images`
+      [1, P, P, C] and HR as above, but `hr` in *input* units, and `hr_mask` without what the frame
+      itself hides;
     * view "shifts": `images` [1, P, P, C], the reference frame, to be shifted; with
       `data.clouded_shifts` [N, P, P, C], the reference frame under the clouds of each frame of
       the stack: what a mask calls unreliable shows the other frame, as real stacks do.

@@ -1,7 +1,7 @@
 """From scenes to prepared scenes: what a stack is made of, on the host.
 
 Order by clearance, integer shifts, what is dropped, and where training patches lie. Frames stay
-on the LR grid here, in raw units; `stack` upsamples what is asked for.
+on the LR grid here, in raw units; the pipeline upsamples what is asked for.
 """
 
 from __future__ import annotations
@@ -194,12 +194,10 @@ def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> Prepare
         )
     if not scene.hr_mask.any():
         raise SceneSkipped("HR has no reliable pixel")
-    lr, masks = fill_hidden(lr, scene.masks), scene.masks
+    keep = scene.masks.any(axis=(1, 2))
     if data.max_value:
-        keep = ~(with_channels(scene.lr, 3) > data.max_value).any(axis=(1, 2, 3))
-        lr, masks = lr[keep], masks[keep]
-    keep = masks.any(axis=(1, 2))
-    lr, masks = lr[keep], masks[keep]
+        keep &= ~(lr > data.max_value).any(axis=(1, 2, 3))
+    lr, masks = fill_hidden(lr[keep], scene.masks[keep]), scene.masks[keep]
     if len(lr) < model.num_frames:
         raise SceneSkipped(f"{len(lr)} usable frames, {model.num_frames} needed")
     order = clearest_first(masks)
@@ -307,17 +305,16 @@ def _cached(
         "data": {
             k: v
             for k, v in data.to_dict().items()
-            if k not in ("workers", "cache", "augment", "normalization", "band")
+            if k not in ("workers", "cache", "augment", "clouded_shifts", "normalization", "band")
         },
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
     path = cache / f"{key}.npz" if cache else None
     if path is not None and path.exists():
         try:
-            with open(path, "rb") as file:
-                return print_, _from_arrays(np.load(file))
-        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
-            path.unlink()  # not ours, or damaged on disk: prepare anew
+            return print_, _read_cached(path)
+        except Exception:  # noqa: BLE001 (not ours, or damaged on disk: prepare anew)
+            path.unlink(missing_ok=True)
     result: PreparedScene | str
     try:
         result = prepare_scene(kelvins.read_scene(folder), model, data)
@@ -327,6 +324,14 @@ def _cached(
         with files.written_aside(path) as aside, open(aside, "wb") as file:
             np.savez(file, **_to_arrays(result))
     return print_, result
+
+
+def _read_cached(path: Path) -> PreparedScene | str:
+    with open(path, "rb") as file:
+        if zipfile.ZipFile(file).testzip() is not None:  # numpy does not check all of a member
+            raise zipfile.BadZipFile(path)
+        file.seek(0)
+        return _from_arrays(np.load(file))
 
 
 def _to_arrays(result: PreparedScene | str) -> dict[str, Any]:

@@ -114,10 +114,14 @@ def head_from_variables(mapping: Mapping[str, Any]) -> Params | None:
     """SISRNet's pretraining head, where a checkpoint has it."""
     variables = {name.removesuffix(":0"): np.asarray(v) for name, v in mapping.items()}
     last = f"conv_up_{_REFERENCE.sisrnet_layers}"
-    if f"{last}/W" not in variables or f"{last}/b" not in variables:
+    shape = (1, 1, _REFERENCE.features, _REFERENCE.channels)
+    expected = {f"{last}/W": (1, *shape), f"{last}/b": shape[-1:]}
+    found = {name: variables[name].shape for name in expected if name in variables}
+    if not found:
         return None
-    kernel = variables[f"{last}/W"].astype(np.float32)
-    kernel = kernel.reshape(1, 1, _REFERENCE.features, _REFERENCE.channels)
+    if found != expected:
+        raise ValueError(f"reference variables: found {found}, expected {expected}")
+    kernel = variables[f"{last}/W"].astype(np.float32).reshape(shape)
     return {"conv": {"kernel": kernel, "bias": variables[f"{last}/b"].astype(np.float32)}}
 
 

@@ -171,6 +171,12 @@ def run_stage(
         state, position = restored
         start, best = int(state.step), position["best"]
         best = float("-inf") if best is None else best
+        if position.get("processes") != parallel.process_share()[1]:
+            raise ValueError(
+                f"{folder}: the checkpoint's position in the data was saved by "
+                f"{position.get('processes', 'an unknown number of')} processes, and this is one "
+                f"of {parallel.process_share()[1]}; resume with as many, or use another --workdir"
+            )
         if position["workers"] != config.data.workers:
             raise ValueError(
                 f"data.workers: found {config.data.workers}, but the checkpoint's position in the "
@@ -199,6 +205,7 @@ def run_stage(
             position = {
                 "data": batches.get_state(),
                 "workers": config.data.workers,
+                "processes": parallel.process_share()[1],
                 "best": running.best if np.isfinite(running.best) else None,
             }
             keeper.save(step, state, position)

@@ -44,6 +44,7 @@ from deepsum_jax.step import Forward, init_state
 
 ROWS = ("forward", *(f"step_{s.name}" for s in STAGES), "predict", "pipeline")
 _SCENE = 128  # LR pixels a side of the scene that `predict` gets, as PROBA-V's
+_PIPELINE_SECONDS = 3.0  # for which the input pipeline is watched
 _CPU_PRODUCT, _ACCELERATOR_PRODUCT = (82_944, 576, 64), (8_192, 8_192, 8_192)
 
 
@@ -182,7 +183,7 @@ def examples_per_second(config: TrainConfig, view: View, batch: int) -> float:
     for _ in range(4):  # the prefetched ones
         next(batches)
     start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < 3:
+    while time.perf_counter() - start < _PIPELINE_SECONDS:
         next(batches)
         count += batch
     return count / (time.perf_counter() - start)
@@ -264,6 +265,21 @@ def run_row(row: str, config: TrainConfig, batch: int, pairs: int) -> dict[str, 
         dtype = "float32"  # half precision is computed as float32 there
     size = {} if row == "predict" else {"batch": batch}
     return {**about, **size, **measure(run, work, pairs, dtype)}
+
+
+def run_apart(
+    row: str, preset_name: str, assignments: Sequence[str], batch: int, pairs: int
+) -> dict[str, Any]:
+    """Measures one of `ROWS` in a process of its own."""
+    print(row, *assignments, "…", file=sys.stderr)
+    command = [sys.executable, "-m", "experiments.benchmark", "--in-process", row]
+    command += ["--preset", preset_name, "--batch", str(batch), "--pairs", str(pairs)]
+    command += [f"--set={a}" for a in assignments]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"{row}: the process that measures it ended with {done.returncode}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def machine() -> dict[str, Any]:
@@ -364,18 +380,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--rows: found {args.rows!r}, expected some of {', '.join(ROWS)}")
     if args.json:
         files.check_target(args.json, "--json")
-    results = []
-    for row in rows:
-        print(f"{row} …", file=sys.stderr)
-        command = [sys.executable, "-m", "experiments.benchmark", "--in-process", row]
-        command += ["--preset", args.preset, "--batch", str(args.batch), "--pairs", str(args.pairs)]
-        command += [f"--set={a}" for a in args.assignments]
-        done = subprocess.run(
-            command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True, check=False
-        )
-        if done.returncode:
-            raise ValueError(f"{row}: the process that measures it ended with {done.returncode}")
-        results.append(json.loads(done.stdout.splitlines()[-1]))
+    results = [run_apart(r, args.preset, args.assignments, args.batch, args.pairs) for r in rows]
     about = machine()
     described = ", ".join(f"{k} {v}" for k, v in about.items())
     print(f"{results[0]['platform']} {results[0]['device']}; {described}\n")

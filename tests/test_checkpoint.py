@@ -219,7 +219,7 @@ def test_files_that_are_not_those_that_were_saved(change: str, bundle: Path) -> 
     if change == "missing":
         largest.unlink()
     elif change == "renamed":
-        largest.rename(largest.with_name("other"))
+        largest.rename(largest.with_name(f"{largest.name}0"))
     elif change == "additional":
         (bundle / "params" / "new").write_bytes(b"")
     else:
@@ -251,6 +251,14 @@ def test_parameters_that_do_not_fit_the_configuration(bundle: Path) -> None:
         load_params(bundle)
     edit(bundle, model={**model, "sisrnet_layers": 3})
     with pytest.raises(ValueError, match=r"sisrnet/\w+2/\w+: found shape nothing, expected"):
+        load_params(bundle)
+
+
+def test_more_parameters_than_the_configuration_has(bundle: Path) -> None:
+    """A network with a layer less would run, and give something else."""
+    model = files.read_json(bundle / "bundle.json")["model"]
+    edit(bundle, model={**model, "sisrnet_layers": 1})
+    with pytest.raises(ValueError, match=r"parameter sisrnet/conv1/\w+"):
         load_params(bundle)
 
 

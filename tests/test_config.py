@@ -48,6 +48,7 @@ def test_default_model_is_the_reference_network() -> None:
         "inpainting": "after_registration",
         "mask_alignment": "filters",
         "mask_threshold": 0.9,
+        "rematerialize": False,
         "residual_init": "glorot",
         "dtype": "float32",
         "param_dtype": "float32",

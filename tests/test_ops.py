@@ -197,6 +197,15 @@ def test_conv_norm_leaky(depth: int, offset: float, backend: Backend) -> None:
     np.testing.assert_allclose(out, np.where(normal > 0, normal, 0.2 * normal), atol=tolerance)
 
 
+def test_kernels_of_other_sizes_are_refused() -> None:
+    x = noise(1, 2, 6, 6, 3)
+    for shape in ((5, 5, 3, 2), (3, 1, 3, 2), (3, 3, 4, 2), (3, 3, 3)):
+        with pytest.raises(ValueError, match=r"kernel: found shape \("):
+            ops.conv2d(x, np.zeros(shape, np.float32))
+    with pytest.raises(ValueError, match=r"expected \[3, 3, 3, 'C_out'\]"):
+        ops.conv3d(x, np.zeros((1, 1, 1, 3, 2), np.float32))
+
+
 def test_reflect_pad() -> None:
     x = noise(2, 3, 4, 2)
     out = np.asarray(ops.reflect_pad(x, 2))
