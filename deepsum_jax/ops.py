@@ -233,10 +233,9 @@ def global_dynamic_convolution(
     Returns:
       [B, M, H, W, F].
     """
-    size = filters.shape[-1]
-    padded = reflect_pad(x.reshape(-1, *x.shape[2:]), size // 2, backend)
-    taps = jnp.asarray(filters).reshape(-1, size, size).astype(padded.dtype)
-    return dynamic_convolution(padded, taps, precision, backend).reshape(x.shape)
+    maps = jnp.asarray(x).reshape(-1, *x.shape[2:])
+    taps = jnp.asarray(filters).reshape(-1, *filters.shape[2:]).astype(maps.dtype)
+    return dynamic_convolution(maps, taps, precision, backend).reshape(x.shape)
 
 
 def mutual_inpainting(x: Array, masks: Array) -> Array:

@@ -23,13 +23,13 @@ from jax import lax
 
 from deepsum_jax.kernels import direct, winograd
 from deepsum_jax.kernels.backend import Backend, choose
+from deepsum_jax.kernels.loops import STEP_PIXELS, buffer, group_size, in_turn
 from deepsum_jax.kernels.padding import reflect
 
 Array = jax.Array
 Precision = Any
 
 _FEW_CHANNELS = 3  # up to here the direct formulation is faster
-_STEP_PIXELS = 12_288  # of output that a step of the loop should have
 
 
 def _xla(x: Array, kernel: Array, precision: Precision) -> Array:
@@ -58,12 +58,11 @@ class _Loop:
         self.method: Any = direct if few else winograd
         every = np.arange(self.batch * self.frames).reshape(self.batch, self.frames)
         first = every[:, : self.left].reshape(-1)
-        most = max(1, _STEP_PIXELS // (self.height * self.width))
-        step = max(n for n in range(1, min(len(first), most) + 1) if len(first) % n == 0)
+        step = group_size(len(first), self.height * self.width)
         # [steps, frames of a step, depth] into the B·N frames
         self.table = (first[:, None] + np.arange(depth)).reshape(-1, step, depth)
         # Rows of a band: large frames are cut into the fewest equal ones that are small enough.
-        self.band = -(-self.height // -(-self.height * self.width // _STEP_PIXELS))
+        self.band = -(-self.height // -(-self.height * self.width // STEP_PIXELS))
 
     def join(self, x: Array, rows: Array) -> Array:
         """A step's input: [n, H, W, D·C_in]."""
@@ -92,22 +91,12 @@ class _Loop:
 
         made = jax.eval_shape(one_band, 0)
         shape = (made.shape[0], self.height, *made.shape[2:])
-        return lax.fori_loop(0, bands, add_band, _buffer(x, shape, made.dtype))
+        return lax.fori_loop(0, bands, add_band, buffer(x, shape, made.dtype))
 
     def run(self, step: Callable[[Array], Any], x: Array) -> Any:
-        """Every step's results, each [steps, n, …]; as `lax.map` over the table."""
+        """Every step's results, each [steps, n, …]; `step` takes its rows of the table."""
         table = jnp.asarray(self.table)
-
-        def add_step(number: Array, made: Any) -> Any:
-            return jax.tree.map(
-                lambda all_, one: lax.dynamic_update_index_in_dim(all_, one, number, 0),
-                made, step(table[number]),
-            )  # fmt: skip
-
-        results = jax.eval_shape(step, table[0])
-        steps = len(self.table)
-        buffers = jax.tree.map(lambda r: _buffer(x, (steps, *r.shape), r.dtype), results)
-        return lax.fori_loop(0, steps, add_step, buffers)
+        return in_turn(lambda number: step(table[number]), len(self.table), x)
 
     def transform(self, kernel: Array) -> Array:
         """The kernel as the method wants it, in float32 at least."""
@@ -135,13 +124,6 @@ class _Loop:
             for k, p in enumerate(parts)
         ]
         return functools.reduce(jnp.add, placed)
-
-
-def _buffer(x: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Room for results that are made of `x`. What it holds at first is of no importance, except
-    that it comes from `x`: room full of zeros XLA would set up, and hold, from the start of the
-    program on."""
-    return jnp.broadcast_to(x[(0,) * x.ndim].astype(dtype), shape)
 
 
 def _flat_kernel(kernel: Array) -> Array:

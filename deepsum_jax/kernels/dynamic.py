@@ -1,7 +1,7 @@
 """Per-frame K×K filters over all feature maps of a frame, in two formulations.
 
-Both take padded maps [M, H + K − 1, W + K − 1, F] and filters [M, K, K], and give the "valid"
-cross-correlation [M, H, W, F].
+Both take maps [M, H, W, F], H and W > K // 2, and filters [M, K, K], and give the cross-correlation
+[M, H, W, F] of the maps padded by reflection. The one for CPUs takes a few frames at a time.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from deepsum_jax.kernels.backend import Backend, choose
+from deepsum_jax.kernels.loops import group_size, in_turn
+from deepsum_jax.kernels.padding import reflect, reflect_adjoint
 
 Array = jax.Array
 Precision = Any
@@ -51,11 +54,47 @@ def _shifted_sums(padded: Array, filters: Array) -> Array:
     return out
 
 
-def _input_adjoint(filters: Array, cotangent: Array) -> Array:
-    """Full correlation of the cotangent with the flipped filters: the padded maps' gradient."""
-    edge = filters.shape[-1] - 1
-    padded = jnp.pad(cotangent, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
-    return _shifted_sums(padded, filters[:, ::-1, ::-1])
+class _Frames:
+    """The steps over frames [M, H, W, F], and how a step fetches its frames with a border."""
+
+    def __init__(self, x: Array, size: int) -> None:
+        self.frames, self.height, self.width, _ = x.shape
+        self.size = size
+        self.group = group_size(self.frames, self.height * self.width)
+        self.steps = self.frames // self.group
+
+    def own(self, x: Array, step: Array) -> Array:
+        """[M, …] → a step's [n, …]."""
+        return lax.dynamic_slice_in_dim(x, step * self.group, self.group)
+
+    def whole(self, x: Array) -> Array:
+        """[steps, n, …] → [M, …]."""
+        return x.reshape(self.frames, *x.shape[2:])
+
+    def fetch(self, x: Array, step: Array, rows: np.ndarray, cols: np.ndarray) -> Array:
+        """A step's frames at these rows and columns.
+
+        Rows are fetched by one index over all frames: a slice of the frames XLA would merge into
+        every tap that reads it.
+        """
+        frames = step * self.group + np.arange(self.group)
+        lines = x.reshape(-1, *x.shape[2:])
+        return lines[frames[:, None] * self.height + rows][:, :, cols]
+
+    def reflected(self, x: Array, step: Array) -> Array:
+        """A step's frames padded for "valid" filters."""
+        rows, cols = (
+            np.pad(np.arange(n), self.size // 2, mode="reflect") for n in (self.height, self.width)
+        )
+        return self.fetch(x, step, rows, cols)
+
+    def surrounded(self, x: Array, step: Array) -> Array:
+        """A step's frames amid zeros, for "full" filters."""
+        edge = self.size - 1
+        rows, cols = np.arange(-edge, self.height + edge), np.arange(-edge, self.width + edge)
+        inside = ((rows >= 0) & (rows < self.height))[:, None] & (cols >= 0) & (cols < self.width)
+        nearest = np.clip(rows, 0, self.height - 1), np.clip(cols, 0, self.width - 1)
+        return jnp.where(inside[..., None], self.fetch(x, step, *nearest), 0)
 
 
 def _filters_adjoint(padded: Array, cotangent: Array, size: int, precision: Precision) -> Array:
@@ -89,39 +128,56 @@ def _filters_adjoint(padded: Array, cotangent: Array, size: int, precision: Prec
     return lax.map(one_frame, (padded, cotangent))
 
 
+def _cpu(x: Array, filters: Array) -> Array:
+    loop = _Frames(x, filters.shape[-1])
+
+    def step(number: Array) -> Array:
+        return _shifted_sums(loop.reflected(x, number), loop.own(filters, number))
+
+    return loop.whole(in_turn(step, loop.steps, x))
+
+
+def _cpu_adjoint(x: Array, filters: Array, dy: Array, precision: Precision) -> tuple[Array, Array]:
+    loop = _Frames(x, filters.shape[-1])
+
+    def step(number: Array) -> tuple[Array, Array]:
+        # The padded maps' cotangent: "full" correlation with the flipped filters.
+        flipped = loop.own(filters, number)[:, ::-1, ::-1]
+        dpadded = _shifted_sums(loop.surrounded(dy, number), flipped)
+        padded, own = loop.reflected(x, number), loop.own(dy, number)
+        return dpadded, _filters_adjoint(padded, own, loop.size, precision)
+
+    dpadded, dfilters = in_turn(step, loop.steps, dy)
+    return reflect_adjoint(loop.whole(dpadded), loop.size // 2), loop.whole(dfilters)
+
+
+def _accelerator(x: Array, filters: Array, precision: Precision) -> Array:
+    return _grouped(reflect(x, filters.shape[-1] // 2, "accelerator"), filters, precision)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def dynamic_convolution(
-    padded: Array, filters: Array, precision: Precision, backend: Backend
-) -> Array:
+def dynamic_convolution(x: Array, filters: Array, precision: Precision, backend: Backend) -> Array:
     """Cross-correlates every frame's maps with its own filter; see the module's head."""
-
-    def accelerator(padded: Array, filters: Array) -> Array:
-        return _grouped(padded, filters, precision)
-
-    return choose(backend, _shifted_sums, accelerator, padded, filters)
+    return choose(backend, _cpu, lambda x, f: _accelerator(x, f, precision), x, filters)
 
 
 def _forward(
-    padded: Array, filters: Array, precision: Precision, backend: Backend
+    x: Array, filters: Array, precision: Precision, backend: Backend
 ) -> tuple[Array, tuple[Array, Array]]:
-    return dynamic_convolution(padded, filters, precision, backend), (padded, filters)
+    return dynamic_convolution(x, filters, precision, backend), (x, filters)
 
 
 def _backward(
-    precision: Precision, backend: Backend, saved: tuple[Array, Array], cotangent: Array
+    precision: Precision, backend: Backend, saved: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
-    def cpu(padded: Array, filters: Array, cotangent: Array) -> tuple[Array, Array]:
-        size = filters.shape[-1]
-        return (
-            _input_adjoint(filters, cotangent),
-            _filters_adjoint(padded, cotangent, size, precision),
-        )
+    def cpu(x: Array, filters: Array, dy: Array) -> tuple[Array, Array]:
+        return _cpu_adjoint(x, filters, dy, precision)
 
-    def accelerator(padded: Array, filters: Array, cotangent: Array) -> tuple[Array, Array]:
-        _, pull = jax.vjp(lambda p, f: _grouped(p, f, precision), padded, filters)
-        return pull(cotangent)
+    def accelerator(x: Array, filters: Array, dy: Array) -> tuple[Array, Array]:
+        _, pull = jax.vjp(lambda x, f: _accelerator(x, f, precision), x, filters)
+        return pull(dy)
 
-    return choose(backend, cpu, accelerator, *saved, cotangent)
+    return choose(backend, cpu, accelerator, *saved, dy)
 
 
 dynamic_convolution.defvjp(_forward, _backward)

@@ -12,7 +12,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from deepsum_jax.kernels.backend import Backend, choose
 
@@ -31,35 +30,36 @@ def reflect_rows(x: Array) -> Array:
 
 
 def reflect_adjoint(dx: Array, pad: int) -> Array:
-    """Adjoint: border values go back to where they came from, [..., H + 2·pad, W + 2·pad, F] →
-    [..., H, W, F]."""
+    """Adjoint of `reflect_by_index`: border values go back to where they came from,
+    [..., H + 2·pad, W + 2·pad, F] → [..., H, W, F]."""
     return _fold(_fold(dx, pad, dx.ndim - 3), pad, dx.ndim - 2)
 
 
 def _fold(dx: Array, pad: int, axis: int) -> Array:
-    """One axis of `reflect_adjoint`."""
+    """One axis of `reflect_adjoint`: every value, and those of its up to two mirror images."""
     size = dx.shape[axis] - 2 * pad
-
-    def placed(start: int, index: int) -> Array:
-        """`pad` border values from `start`, mirrored, at `index` of the inner axis."""
-        strip = lax.rev(lax.slice_in_dim(dx, start, start + pad, axis=axis), (axis,))
-        edges = [(0, 0, 0)] * dx.ndim
-        edges[axis] = (index, size - pad - index, 0)
-        return lax.pad(strip, np.zeros((), dx.dtype), edges)
-
-    inner = lax.slice_in_dim(dx, pad, pad + size, axis=axis)
-    return inner + placed(0, 1) + placed(pad + size, size - 1 - pad)
+    at = np.arange(size)
+    folded = jnp.take(dx, pad + at, axis=axis)
+    for mirror in (pad - at, pad + 2 * (size - 1) - at):
+        border = (mirror >= 0) & (mirror < dx.shape[axis])
+        border &= (mirror < pad) | (mirror >= pad + size)
+        image = jnp.take(dx, np.where(border, mirror, 0), axis=axis)
+        shape = [1] * dx.ndim
+        shape[axis] = size
+        folded = folded + jnp.where(border.reshape(shape), image, 0)
+    return folded
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def reflect(x: Array, pad: int, backend: Backend) -> Array:
     """Pads H and W of [..., H, W, F] by reflection about the border pixels' centres."""
 
-    def accelerator(x: Array) -> Array:
-        edges = [(0, 0)] * (x.ndim - 3) + [(pad, pad), (pad, pad), (0, 0)]
-        return jnp.pad(x, edges, mode="reflect")
+    return choose(backend, lambda x: reflect_by_index(x, pad), lambda x: _library(x, pad), x)
 
-    return choose(backend, lambda x: reflect_by_index(x, pad), accelerator, x)
+
+def _library(x: Array, pad: int) -> Array:
+    edges = [(0, 0)] * (x.ndim - 3) + [(pad, pad), (pad, pad), (0, 0)]
+    return jnp.pad(x, edges, mode="reflect")
 
 
 def _forward(x: Array, pad: int, backend: Backend) -> tuple[Array, None]:
@@ -67,7 +67,14 @@ def _forward(x: Array, pad: int, backend: Backend) -> tuple[Array, None]:
 
 
 def _backward(pad: int, backend: Backend, _: None, dx: Array) -> tuple[Array]:
-    return (reflect_adjoint(dx, pad),)
+    def accelerator(dx: Array) -> Array:
+        shape = (*dx.shape[:-3], dx.shape[-3] - 2 * pad, dx.shape[-2] - 2 * pad, dx.shape[-1])
+        transpose = jax.linear_transpose(
+            lambda x: _library(x, pad), jax.ShapeDtypeStruct(shape, dx.dtype)
+        )
+        return transpose(dx)[0]
+
+    return (choose(backend, lambda dx: reflect_adjoint(dx, pad), accelerator, dx),)
 
 
 reflect.defvjp(_forward, _backward)
