@@ -21,7 +21,8 @@ import orbax.checkpoint as ocp
 
 from deepsum_jax import files
 from deepsum_jax.config import ModelConfig, Section
-from deepsum_jax.deepsum import Params, param_shapes
+from deepsum_jax.deepsum import Params
+from deepsum_jax.systems import param_shapes
 
 FORMAT = 1
 # What turns the description of format n into that of format n + 1.

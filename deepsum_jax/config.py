@@ -152,7 +152,10 @@ class ModelConfig(Section):
     filter_size: int = 9  # K, odd: RegNet reaches ±(K − 1)/2 HR pixels
     channels: int = 1  # C, bands that are super-resolved jointly
     sisrnet_layers: int = 8  # depth of SISRNet
-    inpainting: Literal["after_registration", "before_registration"] = "after_registration"
+    system: Literal["deepsum", "duf", "sisr", "sisr_mean", "ibp", "bicubic_mean"] = "deepsum"
+    registration: Literal["regnet", "shifts", "correlation", "none"] = "regnet"
+    inpainting: Literal["after_registration", "before_registration", "none"] = "after_registration"
+    global_residual: bool = True  # the mean of the registered inputs is added at the end
     mask_alignment: Literal["filters", "shifts"] = "filters"  # how masks reach frame 0's grid
     mask_threshold: float = 0.9  # a filtered mask is reliable from this fraction on, (0, 1]
     residual_init: Literal["glorot", "zeros"] = "glorot"  # FusionNet's last layer
@@ -178,6 +181,11 @@ class ModelConfig(Section):
                     f"Normalization.{field.name}: found {len(value)} values, "
                     f"expected 1 or one per channel ({self.channels})"
                 )
+
+    @property
+    def learns_registration(self) -> bool:
+        """Whether there is a RegNet: one that proposes filters, or one that proposes shifts."""
+        return self.system == "deepsum" and self.registration in ("regnet", "shifts")
 
     @property
     def fusionnet_layers(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jax import lax
 
 from deepsum_jax import ops
@@ -84,10 +82,17 @@ class DeepSUM(nn.Module):
 
     def setup(self) -> None:
         self.sisrnet = SISRNet(self.config)
-        self.regnet = (nn.remat(RegNet) if self.config.rematerialize else RegNet)(self.config)
+        if self.config.learns_registration:
+            self.regnet = (nn.remat(RegNet) if self.config.rematerialize else RegNet)(self.config)
         self.fusionnet = FusionNet(self.config)
 
-    def __call__(self, images: Array, masks: Array, masks_registered: bool = False) -> Output:
+    def __call__(
+        self,
+        images: Array,
+        masks: Array,
+        masks_registered: bool = False,
+        shifts: Array | None = None,
+    ) -> Output:
         """Super-resolves a batch of stacks.
 
         Args:
@@ -95,18 +100,20 @@ class DeepSUM(nn.Module):
           masks: [B, N, H, W, 1] bool, True = reliable.
           masks_registered: static. False aligns the masks with frame 0 by the dynamic filters;
             True says that they lie on frame 0's grid.
+          shifts: [B, N, 2], HR pixels, that register the frames on frame 0; for a configuration
+            that registers by cross-correlation, and no other.
 
         Raises:
           ValueError: shapes other than the configuration's, or too small for the filters.
         """
-        self._check(images, masks)
+        self._check(images, masks, shifts)
         masks = masks.astype(bool)
         features = self.encode(images)  # [B, N, H, W, F]
         if self.config.inpainting == "before_registration":
             if not masks_registered:
-                masks = self.align_masks(masks, self.propose_filters(features))
+                masks = self.align_masks(masks, self.propose_filters(features, shifts))
             features, images = self.inpaint(features, masks), self.inpaint(images, masks)
-        filters = self.propose_filters(features)  # [B, N − 1, K, K]
+        filters = self.propose_filters(features, shifts)  # [B, N − 1, K, K]
         features, images = self.register(features, filters), self.register(images, filters)
         if self.config.inpainting == "after_registration":
             if not masks_registered:
@@ -116,7 +123,7 @@ class DeepSUM(nn.Module):
         sr = self.fuse(features) + base  # [B, H, W, C]
         return Output(sr, filters, masks, base)
 
-    def _check(self, images: Array, masks: Array) -> None:
+    def _check(self, images: Array, masks: Array, shifts: Array | None) -> None:
         frames, channels = self.config.num_frames, self.config.channels
         shape = jnp.shape(images)
         if len(shape) != 5 or shape[1] != frames or shape[-1] != channels:
@@ -125,6 +132,10 @@ class DeepSUM(nn.Module):
             )
         if jnp.shape(masks) != (*shape[:4], 1):
             raise ValueError(f"masks: found shape {jnp.shape(masks)}, expected {(*shape[:4], 1)}")
+        given = None if shifts is None else jnp.shape(shifts)
+        wanted = (*shape[:2], 2) if self.config.registration == "correlation" else None
+        if given != wanted:
+            raise ValueError(f"shifts: found shape {given}, expected {wanted}")
         least = max(2, self.config.filter_size // 2 + 1)  # reflection needs that many pixels
         if min(shape[2:4]) < least:
             raise ValueError(
@@ -137,19 +148,34 @@ class DeepSUM(nn.Module):
             return _over_frames(lambda net, frame: net(frame), self.sisrnet, images)
         return self.sisrnet(images)
 
-    def propose_filters(self, features: Array) -> Array:
-        """RegNet: features [B, N, H, W, F] → filters [B, N − 1, K, K]."""
+    def propose_filters(self, features: Array, shifts: Array | None = None) -> Array:
+        """Features [B, N, H, W, F] → filters [B, N − 1, K, K], which RegNet proposes; or shifts
+        [B, N, 2] → filters, where there is none."""
+        size = self.config.filter_size
+        if not self.config.learns_registration:
+            at_rest = jnp.zeros((*features.shape[:2], 2), jnp.float32)
+            moves = at_rest if shifts is None else jnp.asarray(shifts, jnp.float32)
+            return ops.translation_filters(moves[:, 1:], size)
+        proposals = self._proposals(features)
+        if self.config.registration == "shifts":
+            return ops.translation_filters(proposals, size)
+        return filters_from_logits(proposals)
+
+    def _proposals(self, features: Array) -> Array:
+        """RegNet's output, [B, N − 1, K²] logits or [B, N − 1, 2] shifts."""
         if not self.frame_by_frame:
-            return filters_from_logits(self.regnet(features))
+            return self.regnet(features)
         reference = self.regnet.reference(features[:, :1])
 
         def one_pair(net: RegNet, frame: Array) -> Array:
             return net.pairs(frame[:, None], reference)[:, 0]
 
-        return filters_from_logits(_over_frames(one_pair, self.regnet, features, first=1))
+        return _over_frames(one_pair, self.regnet, features, first=1)
 
     def register(self, x: Array, filters: Array) -> Array:
         """Global dynamic convolution of frames 1 … N − 1; frame 0 passes untouched."""
+        if self.config.registration == "none":
+            return x
 
         def convolve(x: Array, filters: Array) -> Array:
             return ops.global_dynamic_convolution(
@@ -184,7 +210,10 @@ class DeepSUM(nn.Module):
         return ops.mutual_inpainting(x, masks)
 
     def residual_base(self, images: Array) -> Array:
-        """The global residual: mean of the registered, filled inputs, in output units."""
+        """The global residual: mean of the registered, filled inputs, in output units; without
+        one, the zero of those units."""
+        if not self.config.global_residual:
+            return jnp.zeros((images.shape[0], *images.shape[2:]), images.dtype)
         return input_to_output(images.mean(axis=1), self.config.normalization)
 
     def fuse(self, features: Array) -> Array:
@@ -204,50 +233,3 @@ def _over_frames(
 
     scan = nn.scan(turn, variable_broadcast="params", split_rngs={"params": False}, out_axes=1)
     return scan(net, (), jnp.arange(first, frames.shape[1]))[1]
-
-
-@functools.lru_cache(maxsize=8)
-def param_shapes(config: ModelConfig) -> Any:
-    """Shapes and dtypes of `DeepSUM(config)`'s parameters, as `jax.ShapeDtypeStruct`s."""
-    size = max(8, config.filter_size)
-    images = jax.ShapeDtypeStruct((1, config.num_frames, size, size, config.channels), config.dtype)
-    masks = jax.ShapeDtypeStruct((1, config.num_frames, size, size, 1), jnp.bool_)
-
-    def init(images: Array, masks: Array) -> Params:
-        return DeepSUM(config).init(jax.random.key(0), images, masks, masks_registered=True)
-
-    return jax.eval_shape(init, images, masks)["params"]
-
-
-def draw_params(shapes: Any, key: Array) -> Params:
-    """Fresh parameters of given shapes: Glorot normal kernels truncated at two deviations, zero
-    biases, unit scales.
-
-    Drawn on the host: it takes milliseconds, where compiling as many small random programs takes
-    seconds, and gives the same values on every device.
-    """
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key), np.uint32).tolist())
-    low = scipy.special.ndtr(-2.0)
-
-    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        name = path[-1].key
-        if name != "kernel":
-            return np.full(leaf.shape, 1.0 if name == "scale" else 0.0, leaf.dtype)
-        fans = np.prod(leaf.shape[:-2]) * (leaf.shape[-2] + leaf.shape[-1]) / 2
-        truncated = scipy.special.ndtri(rng.uniform(low, 1 - low, leaf.shape))
-        # The truncation takes variance away: 0.8796… is the deviation that it leaves.
-        return (truncated / (np.sqrt(fans) * 0.87962566103423978)).astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-def init_params(config: ModelConfig, key: Array) -> Params:
-    """Parameters of a fresh `DeepSUM(config)`: {"sisrnet", "regnet", "fusionnet"} of numpy arrays.
-
-    As `DeepSUM(config).init` would, but in milliseconds.
-    """
-    params = dict(draw_params(param_shapes(config), key))
-    if config.residual_init == "zeros":
-        last = params["fusionnet"]["conv_out"]
-        last["kernel"] = np.zeros_like(last["kernel"])
-    return params

@@ -18,11 +18,19 @@ from tqdm import tqdm
 
 from deepsum_jax import cli, figures, files, kelvins, metrics, ops, prepare
 from deepsum_jax.baselines.bicubic_mean import bicubic_mean
-from deepsum_jax.checkpoint import Bundle, load_params
+from deepsum_jax.checkpoint import Bundle
 from deepsum_jax.config import nearest
-from deepsum_jax.predict import MAX_FRAMES, check_predictor, select_frames, super_resolve
+from deepsum_jax.predict import (
+    MAX_FRAMES,
+    add_system_arguments,
+    check_predictor,
+    chosen_bundle,
+    select_frames,
+    super_resolve,
+)
 from deepsum_jax.registration import register_frames
 from deepsum_jax.scene import Scene
+from deepsum_jax.systems import LABELS
 
 SPLITS = ("auto", "all", "train", "val", "test")
 
@@ -39,7 +47,8 @@ class SceneScore:
     bicubic_mean: float  # dB, on the same frames
     norm: float | None  # Kelvins baseline, dB
     shift_errors: np.ndarray | None  # [n, 2, 2]: frames × (RegNet, cross-correlation) × (y, x)
-    images: dict[str, np.ndarray]  # "LR", "Bicubic+Mean", "DeepSUM", "HR": [H, W], and "mask"
+    images: dict[str, np.ndarray]  # "LR", "Bicubic+Mean", `label`, "HR": [H, W], and "mask"
+    label: str = "DeepSUM"  # of the system
 
     @property
     def score(self) -> float | None:
@@ -134,17 +143,18 @@ def evaluate_scene(
     cpsnr, cssim = _score_image(result.image, scene, border)
     baseline, _ = _score_image(mean, scene, border)
     errors = None
-    if truth is not None:
+    if truth is not None and len(result.filters):
         errors = _shift_errors(bundle, scene, kept, result.filters, truth)
+    label = LABELS[bundle.config.system]
     images: dict[str, np.ndarray] = {
         "LR": prepare.fill_hidden(lr[kept[:1]], scene.masks[kept[:1]])[0, ..., 0],
         "Bicubic+Mean": mean[..., 0],
-        "DeepSUM": result.image[..., 0],
+        label: result.image[..., 0],
         "HR": prepare.with_channels(scene.hr, 2)[..., 0].astype(np.float32),
         "mask": np.asarray(scene.hr_mask),
     }
     return SceneScore(
-        scene.name, scene.band, len(kept), cpsnr, cssim, baseline, scene.norm, errors, images
+        scene.name, scene.band, len(kept), cpsnr, cssim, baseline, scene.norm, errors, images, label
     )
 
 
@@ -228,9 +238,9 @@ def report(summary: dict[str, Any], rows: int = 40) -> str:
     def number(value: float | None, digits: int = 2) -> str:
         return "–" if value is None else f"{value:.{digits}f}"
 
-    head = f"{'scene':<16}{'band':<6}{'frames':>6}{'Bicubic+Mean':>14}{'DeepSUM':>9}{'gain':>7}"
-    lines = [f"{head}{'cSSIM':>9}{'score':>8}"]
-    line = "{:<16}{:<6}{:>6}{:>14}{:>9}{:>7}{:>9}{:>8}".format
+    line = "{:<16}{:<6}{:>6}{:>14}{:>11}{:>7}{:>9}{:>8}".format
+    system = summary.get("system", "DeepSUM")
+    lines = [line("scene", "band", "frames", "Bicubic+Mean", system, "gain", "cSSIM", "score")]
     for s in summary["scenes"][:rows]:
         known = s["cpsnr"] is not None and s["bicubic_mean"] is not None
         gain = number(s["cpsnr"] - s["bicubic_mean"]) if known else "–"
@@ -291,7 +301,7 @@ def panel(scores: Sequence[SceneScore]) -> Any:
             continue
         hr, clear = s.images["HR"], s.images["mask"]
         bicubic = figures.match_brightness(s.images["Bicubic+Mean"], hr, clear)
-        sr = figures.match_brightness(s.images["DeepSUM"], hr, clear)
+        sr = figures.match_brightness(s.images[s.label], hr, clear)
         limit = np.where(clear, 1.0, np.nan)
         rows.append(
             (
@@ -299,10 +309,10 @@ def panel(scores: Sequence[SceneScore]) -> Any:
                 [
                     ("reference LR", s.images["LR"]),
                     (f"Bicubic+Mean {s.bicubic_mean:.2f} dB", bicubic),
-                    (f"DeepSUM {s.cpsnr:.2f} dB", sr),
+                    (f"{s.label} {s.cpsnr:.2f} dB", sr),
                     ("HR", hr),
                     ("error of Bicubic+Mean", (bicubic - hr) * limit),
-                    ("error of DeepSUM", (sr - hr) * limit),
+                    (f"error of {s.label}", (sr - hr) * limit),
                 ],
             )
         )
@@ -401,7 +411,7 @@ def evaluate(
             each(score)
             score = dataclasses.replace(score, images={})
         scores.append(score)
-    return summarize(scores, split), scores
+    return {**summarize(scores, split), "system": LABELS[bundle.config.system]}, scores
 
 
 def parser() -> argparse.ArgumentParser:
@@ -414,13 +424,7 @@ def parser() -> argparse.ArgumentParser:
   all    every scene with HR       train, val   those of the bundle's own split
   test   scenes under DIR/test that have HR""",
     )
-    p.add_argument(
-        "--params",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="a parameter bundle, or the workdir of a training",
-    )
+    add_system_arguments(p)
     p.add_argument(
         "--data", required=True, type=Path, metavar="DIR", help="scenes in the Kelvins layout"
     )
@@ -445,7 +449,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for target, argument in ((args.json, "--json"), (args.panel, "--panel")):
         if target is not None:
             files.check_target(target, argument)
-    bundle = load_params(args.params)
+    bundle = chosen_bundle(args)
     kept: list[SceneScore] = []
 
     def each(score: SceneScore) -> None:

@@ -37,12 +37,12 @@ NORM_EPSILON = 1e-3
 _KEYS_A = -0.5
 
 
-def _keys_kernel(t: np.ndarray) -> np.ndarray:
+def _keys_kernel(t: Any, xp: Any = np) -> Any:
     """Keys' cubic convolution kernel with a = −0.5 (Keys 1981, eq. 15), at distances `t`."""
-    t = np.abs(t)
+    t = xp.abs(t)
     near = ((_KEYS_A + 2) * t - (_KEYS_A + 3)) * t * t + 1
     far = _KEYS_A * (((t - 5) * t + 8) * t - 4)
-    return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+    return xp.where(t <= 1, near, xp.where(t < 2, far, 0.0))
 
 
 def _upsample_axis(x: np.ndarray, scale: int, axis: int) -> np.ndarray:
@@ -236,6 +236,27 @@ def global_dynamic_convolution(
     maps = jnp.asarray(x).reshape(-1, *x.shape[2:])
     taps = jnp.asarray(filters).reshape(-1, *filters.shape[2:]).astype(maps.dtype)
     return dynamic_convolution(maps, taps, precision, backend).reshape(x.shape)
+
+
+def translation_filters(shifts: Array, size: int) -> Array:
+    """Filters that translate by given vectors: Keys' bicubic kernel, a delta for whole numbers.
+
+    Differentiable in the shifts; `filter_shift` is the inverse. The dynamic filters of systems
+    that register by shifts.
+
+    Args:
+      shifts: [..., 2], (s_y, s_x) in HR pixels: registered(y, x) = frame(y − s_y, x − s_x).
+        Longer ones than the filter reaches are cut to its reach.
+      size: K, odd.
+
+    Returns:
+      [..., K, K], each summing to one.
+    """
+    reach = size // 2
+    taps = jnp.arange(-reach, reach + 1, dtype=shifts.dtype)
+    weights = _keys_kernel(taps + jnp.clip(shifts, -reach, reach)[..., None], jnp)  # [..., 2, K]
+    weights = weights / weights.sum(axis=-1, keepdims=True)
+    return weights[..., 0, :, None] * weights[..., 1, None, :]
 
 
 def mutual_inpainting(x: Array, masks: Array) -> Array:

@@ -6,6 +6,9 @@ without a device axis, so it looks the same on one device and on many.
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +21,23 @@ from deepsum_jax.step import TrainState, make_train_step
 
 AXIS = "devices"
 Devices = Sequence[jax.Device] | None
+
+
+def use_cores(batch_sizes: Sequence[int]) -> None:
+    """On a CPU, makes as many devices of it as there are cores to share every batch evenly.
+
+    A device a core trains half as fast again as one device over all cores. Only before JAX has
+    looked for devices, and not where XLA_FLAGS or JAX_NUM_CPU_DEVICES say how many there are.
+    """
+    asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if asked or "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    shared = math.gcd(*batch_sizes)
+    with contextlib.suppress(RuntimeError):  # the devices are known already
+        count = max(n for n in range(1, cores + 1) if shared % n == 0)
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def describe() -> str:

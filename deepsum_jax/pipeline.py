@@ -25,7 +25,8 @@ class Patches:
     A record is a dict of float32 and bool arrays:
 
     * view "stacks": `images` [N, P, P, C], `masks` [N, P, P, 1], `hr` [P, P, C], `hr_mask`
-      [P, P, 1];
+      [P, P, 1]; where the system registers by cross-correlation, `frame_shifts` [N, 2] in HR
+      pixels, that register the frames on frame 0;
     * view "frames": one frame at a time, so there are N times as many records: `images`
       [1, P, P, C] and HR as above, but `hr` in *input* units, and `hr_mask` without what the frame
       itself hides;
@@ -58,12 +59,15 @@ class Patches:
             return self._frame(scene, members[frame], corner)
         norm = self.model.normalization
         hr, hr_mask = self._hr(scene, corner)
-        return {
+        record = {
             "images": self._images(scene, members, corner),
             "masks": self._masks(scene, members, corner),
             "hr": np.asarray(deepsum.to_target(hr, norm), np.float32),
             "hr_mask": hr_mask,
         }
+        if self.model.registration == "correlation":
+            record["frame_shifts"] = scene.shifts[members].astype(np.float32)
+        return record
 
     def _versions(
         self, scene: PreparedScene, members: np.ndarray, corner: np.ndarray
@@ -113,7 +117,7 @@ def flip_and_rotate(record: Batch, code: int) -> Batch:
     """One of the eight flips and 90° rotations, the same for all images of a record.
 
     Args:
-      record: arrays [..., P, P, channels].
+      record: arrays [..., P, P, channels], and `frame_shifts` [N, 2].
       code: 0–7; bit 2 flips left to right, bits 0–1 count quarter turns.
     """
 
@@ -121,7 +125,12 @@ def flip_and_rotate(record: Batch, code: int) -> Batch:
         x = np.rot90(x, code & 3, axes=(-3, -2))
         return np.ascontiguousarray(x[..., ::-1, :] if code & 4 else x)
 
-    return {key: move(x) for key, x in record.items()}
+    def turn(shifts: np.ndarray) -> np.ndarray:
+        for _ in range(code & 3):
+            shifts = shifts[:, ::-1] * np.array([-1, 1], shifts.dtype)
+        return np.ascontiguousarray(shifts * np.array([1, -1 if code & 4 else 1], shifts.dtype))
+
+    return {key: turn(x) if key == "frame_shifts" else move(x) for key, x in record.items()}
 
 
 class _Finish:

@@ -18,10 +18,14 @@ import jax
 import numpy as np
 
 from deepsum_jax import cli, deepsum, files, kelvins, ops, prepare, registration
+from deepsum_jax.baselines.bicubic_mean import bicubic_mean
+from deepsum_jax.baselines.ibp import ibp
+from deepsum_jax.baselines.sisr import sisr_image, sisr_mean
 from deepsum_jax.checkpoint import Bundle, load_params
 from deepsum_jax.config import ModelConfig
 from deepsum_jax.scene import check_stack
 from deepsum_jax.step import Forward
+from deepsum_jax.systems import param_shapes
 
 # `python -m` finds this module imported by the package, for its public names, and worries.
 warnings.filterwarnings(
@@ -84,7 +88,7 @@ class Windows(NamedTuple):
     members: tuple[tuple[int, ...], ...]  # per window, indices into the kept frames
     frames: np.ndarray  # [M, h, w, C] raw, finite: the kept frames
     masks: np.ndarray  # [M, h, w]
-    shifts: np.ndarray | None  # [M, 2], on the first kept frame; only if masks are shifted
+    shifts: np.ndarray | None  # [M, 2], on the first kept frame; only where they are needed
 
 
 def make_windows(
@@ -98,7 +102,7 @@ def make_windows(
         members = tuple(tuple(range(n, n + size)) for n in range(count - size + 1))
     frames, masks = prepare.fill_hidden(lr[kept], masks[kept]), masks[kept]
     shifts = None
-    if config.mask_alignment == "shifts":
+    if config.mask_alignment == "shifts" or config.registration == "correlation":
         shifts = registration.register_frames(
             prepare.upsample(frames, config.scale), ops.nearest_upsample(masks, config.scale)
         )
@@ -111,18 +115,22 @@ def run_window(params: Any, windows: Windows, window: int, config: ModelConfig) 
     images = deepsum.to_input(
         prepare.upsample(windows.frames[members], config.scale), config.normalization
     )
-    registered = windows.shifts is not None
-    if windows.shifts is not None:
-        # The window's own first frame is its reference.
+    relative = np.zeros((len(members), 2), np.int32)
+    if windows.shifts is not None:  # the window's own first frame is its reference
         relative = windows.shifts[members] - windows.shifts[members[0]]
-        masks = prepare.aligned_masks(windows.masks[members], relative, config.scale)
-    else:
-        masks = ops.nearest_upsample(windows.masks[members], config.scale)
+    registered = config.mask_alignment == "shifts"
+    masks = (
+        prepare.aligned_masks(windows.masks[members], relative, config.scale)
+        if registered
+        else ops.nearest_upsample(windows.masks[members], config.scale)
+    )
+    given = config.registration == "correlation"
     sr, filters = compiled_forward(config)(
         params,
         np.asarray(images, np.float32)[None],
         masks[None, ..., None],
         masks_registered=registered,
+        shifts=relative[None].astype(np.float32) if given else None,
     )
     return sr[0], filters[0]
 
@@ -160,13 +168,18 @@ def _frame_weights(windows: Windows, part: list[bool]) -> np.ndarray:
     return (weights / weights.sum()).astype(np.float32)
 
 
+def missing_parts(bundle: Bundle) -> list[str]:
+    """Sub-trees that the bundle's system needs and the bundle lacks."""
+    return [name for name in param_shapes(bundle.config) if name not in bundle.params]
+
+
 def check_predictor(bundle: Bundle) -> None:
     """Raises where something is not a bundle, or not a whole network."""
     if not isinstance(bundle, Bundle):
         raise TypeError(
             f"params: found {type(bundle).__name__}, expected a Bundle as load_params returns it"
         )
-    missing = [name for name in ("sisrnet", "regnet", "fusionnet") if name not in bundle.params]
+    missing = missing_parts(bundle)
     if missing:
         raise ValueError(
             f"params: the bundle has no {', '.join(missing)}; it can start a training (--init) "
@@ -207,13 +220,42 @@ class SuperResolved(NamedTuple):
 
     image: np.ndarray  # [H, W, C] float32, raw
     weights: np.ndarray  # [M] each kept frame's share
-    filters: np.ndarray  # [N − 1, K, K], the dynamic filters of the first window
+    filters: np.ndarray  # [N − 1, K, K], the first window's dynamic filters; [0, K, K] without
 
 
 def super_resolve(
     bundle: Bundle, lr: np.ndarray, masks: np.ndarray, kept: list[int]
 ) -> SuperResolved:
-    """Runs the kept frames of a stack, whose channels are the bundle's, through all windows."""
+    """What the bundle's system makes of the kept frames of a stack.
+
+    Args:
+      bundle: a whole system.
+      lr: [T, h, w, C], C the bundle's.
+      masks: [T, h, w].
+      kept: indices of the frames to use, the reference first.
+    """
+    system, config = bundle.config.system, bundle.config
+    if system in ("deepsum", "duf"):
+        return _through_windows(bundle, lr, masks, kept)
+    frames, clear = lr[kept], masks[kept]
+    weights = np.full(len(kept), 1 / len(kept), np.float32)
+    if system == "sisr":
+        image = sisr_image(bundle.params, prepare.fill_hidden(frames, clear)[0], config)
+        weights = np.eye(len(kept), dtype=np.float32)[0]
+    elif system == "sisr_mean":
+        image = sisr_mean(bundle.params, frames, clear, config)
+    elif system == "ibp":
+        image = ibp(frames, clear, config.scale)
+    else:
+        image = bicubic_mean(frames, clear, config.scale)
+    filters = np.zeros((0, config.filter_size, config.filter_size), np.float32)
+    return SuperResolved(image, weights, filters)
+
+
+def _through_windows(
+    bundle: Bundle, lr: np.ndarray, masks: np.ndarray, kept: list[int]
+) -> SuperResolved:
+    """The kept frames through all windows of a stack network."""
     windows = make_windows(lr, masks, kept, bundle.config)
     images, filters = [], []
     for n in range(len(windows.members)):
@@ -304,7 +346,8 @@ def predict(
     kept = select_frames(
         clear, config.num_frames, _reference_index(reference, len(frames)), max_frames
     )
-    _warn_if_unlike_training(frames, clear, config)
+    if params.params:
+        _warn_if_unlike_training(frames, clear, config)
     if channels == frames.shape[-1]:
         image, weights, _ = super_resolve(params, frames, clear, kept)
     else:
@@ -416,6 +459,27 @@ def _reference(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
+def add_system_arguments(p: argparse.ArgumentParser) -> None:
+    """`--params`, or `--system` for what needs none."""
+    either = p.add_mutually_exclusive_group(required=True)
+    either.add_argument(
+        "--params",
+        type=Path,
+        metavar="DIR",
+        help="a parameter bundle, or the workdir of a training",
+    )
+    either.add_argument(
+        "--system",
+        choices=("ibp", "bicubic_mean"),
+        help="a system without parameters, in place of a trained one",
+    )
+
+
+def chosen_bundle(args: argparse.Namespace) -> Bundle:
+    """The system that `add_system_arguments` asked for."""
+    return load_params(args.params) if args.params else Bundle({}, ModelConfig(system=args.system))
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     p = cli.parser(
@@ -426,13 +490,7 @@ def parser() -> argparse.ArgumentParser:
   predict --params W --output sr.npy stack.npy                     [T, h, w] or [T, h, w, C]
   predict --params W --output sr.png a.png b.png c.png --masks am.png bm.png cm.png""",
     )
-    p.add_argument(
-        "--params",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="a parameter bundle, or the workdir of a training",
-    )
+    add_system_arguments(p)
     p.add_argument(
         "--output",
         required=True,
@@ -476,7 +534,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     stack, masks = read_input(args.inputs, args.masks)
     _check_output(args.output, stack.shape[-1] if stack.ndim == 4 else 1)
-    bundle = load_params(args.params)
+    bundle = chosen_bundle(args)
     result = predict(
         bundle,
         stack,

@@ -448,12 +448,14 @@ def prepare_dataset(
     return Dataset(tuple(train), tuple(validation), band, normalization, digest, skipped)
 
 
-def full_stack(scene: PreparedScene, model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+def full_stack(
+    scene: PreparedScene, model: ModelConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """The whole scene's N clearest frames as the network takes them, for validation.
 
     Returns:
-      images [N, H, W, C] standardised and masks [N, H, W, 1] (aligned where the configuration
-      aligns masks by shifts).
+      images [N, H, W, C] standardised, masks [N, H, W, 1] (aligned where the configuration
+      aligns masks by shifts), and shifts [N, 2] where the system registers by them.
     """
     members = np.arange(model.num_frames)
     masks = (
@@ -462,4 +464,6 @@ def full_stack(scene: PreparedScene, model: ModelConfig) -> tuple[np.ndarray, np
         else ops.nearest_upsample(scene.masks[members], model.scale)
     )
     images = deepsum.to_input(upsample(scene.lr[members], model.scale), model.normalization)
-    return np.asarray(images, np.float32), masks[..., None]
+    given = model.registration == "correlation"
+    shifts = scene.shifts[members].astype(np.float32) if given else None
+    return np.asarray(images, np.float32), masks[..., None], shifts

@@ -73,6 +73,8 @@ class RegNet(nn.Module):
 
     Call with features [B, N, H, W, F]; returns logits over the K² taps, [B, N−1, K²], of the
     filters that register frames 1 … N−1 on frame 0. `filters_from_logits` makes filters of them.
+    Where the configuration registers by learned shifts, it returns those instead, [B, N−1, 2] in
+    HR pixels; `ops.translation_filters` makes filters of them.
     `reference` and `pairs` are its two halves, for whoever takes the frames one by one.
     """
 
@@ -82,7 +84,8 @@ class RegNet(nn.Module):
         width = self.config.features
         self.conv0 = PairConv(2 * width, self.config)
         self.conv1, self.conv2, self.conv3 = (Conv(width, 3, self.config) for _ in range(3))
-        self.conv4 = MeanConv(self.config.filter_size**2, self.config)
+        shifts = self.config.registration == "shifts"
+        self.conv4 = MeanConv(2 if shifts else self.config.filter_size**2, self.config)
 
     def reference(self, frame: Array) -> Array:
         """What all pairs need of frame 0: [B, 1, H, W, F] → [B, 1, H, W, 2F]."""

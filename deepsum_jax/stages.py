@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deepsum_jax import losses
+from deepsum_jax import losses, systems
 from deepsum_jax.config import ModelConfig, TrainConfig, nearest
-from deepsum_jax.deepsum import DeepSUM, Params, draw_params, init_params
+from deepsum_jax.deepsum import Params
 from deepsum_jax.layers import apply
 from deepsum_jax.pipeline import View
 from deepsum_jax.regnet import RegNet
-from deepsum_jax.sisrnet import SISRHead, SISRNet
+from deepsum_jax.sisrnet import SISRNet
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -49,18 +49,11 @@ class Stage:
     view: View
 
 
-def sisr(params: Params, images: Array, model: ModelConfig) -> Array:
-    """SISRNet with its head: standardised images [..., H, W, C] → sharper ones, same units."""
-    features = apply(SISRNet(model), params["sisrnet"], images)
-    residual = apply(SISRHead(model), params["sisr_head"], features)
-    return images + residual.astype(images.dtype)
-
-
 def sisrnet_loss(
     params: Params, batch: Batch, config: TrainConfig
 ) -> tuple[Array, dict[str, Array]]:
     """Registered MSE of single-image super-resolution, in input units."""
-    sr = sisr(params, batch["images"][:, 0], config.model)
+    sr = systems.sisr(params, batch["images"][:, 0], config.model)
     loss = losses.registered_mse(sr, batch["hr"], batch["hr_mask"], config.border)
     return loss, {}
 
@@ -93,9 +86,11 @@ def shifted_crops(features: Array, shifts: Array, reach: int) -> Array:
 def regnet_loss(
     params: Params, batch: Batch, config: TrainConfig
 ) -> tuple[Array, dict[str, Array]]:
-    """Cross-entropy between proposed filters and the ideal deltas under synthetic shifts.
+    """How wrong RegNet is about synthetic shifts.
 
-    Diagnostics: `accuracy`, the share of filters whose greatest tap is the right one.
+    Cross-entropy between proposed filters and the ideal deltas; where RegNet proposes shifts, the
+    mean squared error in HR pixels. Diagnostics: `accuracy`, the share of filters whose greatest
+    tap is the right one, or of shifts that are right to half a pixel on both axes.
     """
     model = config.model
     reach = model.filter_size // 2
@@ -104,13 +99,17 @@ def regnet_loss(
     versions = jax.vmap(lambda f, s: shifted_crops(f, s, reach))(
         lax.stop_gradient(features), shifts
     )  # [B, N, H′, W′, F]
-    logits = apply(RegNet(model), params["regnet"], versions)  # [B, N − 1, K²]
+    proposed = apply(RegNet(model), params["regnet"], versions)  # [B, N − 1, K² or 2]
+    if model.registration == "shifts":
+        error = proposed - shifts[:, 1:]
+        hit = (jnp.abs(error).max(axis=-1) < 0.5).astype(proposed.dtype)
+        return (error**2).mean(axis=(1, 2)), {"accuracy": hit.mean(axis=1)}
     taps = reach - shifts[:, 1:]  # the ideal filter's delta, row and column
     labels = taps[..., 0] * model.filter_size + taps[..., 1]
     log_likelihood = jnp.take_along_axis(
-        jax.nn.log_softmax(logits, axis=-1), labels[..., None], axis=-1
+        jax.nn.log_softmax(proposed, axis=-1), labels[..., None], axis=-1
     )[..., 0]
-    hit = (logits.argmax(axis=-1) == labels).astype(logits.dtype)
+    hit = (proposed.argmax(axis=-1) == labels).astype(proposed.dtype)
     return -log_likelihood.mean(axis=1), {"accuracy": hit.mean(axis=1)}
 
 
@@ -120,7 +119,8 @@ def deepsum_loss(
     """Registered MSE of the whole network, in output units."""
     model = config.model
     registered = model.mask_alignment == "shifts"
-    output = apply(DeepSUM(model), params, batch["images"], batch["masks"], registered)
+    shifts = batch.get("frame_shifts")
+    output = systems.run(params, batch["images"], batch["masks"], model, registered, shifts)
     loss = losses.registered_mse(output.sr, batch["hr"], batch["hr_mask"], config.border)
     return loss, {}
 
@@ -142,20 +142,42 @@ DEEPSUM = Stage(
 STAGES: tuple[Stage, ...] = (SISRNET, REGNET, DEEPSUM)
 
 
-def stage(name: str) -> Stage:
-    """The stage of that name. Raises ValueError naming the nearest one."""
-    for one in STAGES:
-        if one.name == name:
-            return one
-    raise ValueError(f"unknown stage {name!r}; {nearest(name, [s.name for s in STAGES])}")
+def plan(model: ModelConfig) -> tuple[Stage, ...]:
+    """The stages that a system learns in, each with the sub-trees that the system has.
+
+    Raises:
+      ValueError: a system without parameters.
+    """
+    if model.system in ("sisr", "sisr_mean"):
+        return (SISRNET,)
+    if model.system == "duf":
+        return (dataclasses.replace(DEEPSUM, trains=("duf",), takes=()),)
+    if model.system != "deepsum":
+        raise ValueError(f"model.system: {systems.LABELS[model.system]} has nothing to train")
+    if model.learns_registration:
+        return STAGES
+    trains = tuple(name for name in DEEPSUM.trains if name != "regnet")
+    return (SISRNET, dataclasses.replace(DEEPSUM, trains=trains, takes=("sisrnet",)))
+
+
+def stage(name: str, model: ModelConfig = ModelConfig()) -> Stage:
+    """A system's stage of that name. Raises ValueError naming the nearest one."""
+    names = [one.name for one in plan(model)]
+    if name not in names:
+        raise ValueError(f"unknown stage {name!r}; {nearest(name, names)}")
+    return plan(model)[names.index(name)]
+
+
+def number(one: Stage) -> int:
+    """A stage's place among all: what its random numbers and its turn go by."""
+    return [other.name for other in STAGES].index(one.name)
 
 
 def fresh_params(one: Stage, model: ModelConfig, key: Array) -> Params:
     """Newly initialised parameters of every sub-tree that a stage trains or uses."""
-    features = jax.ShapeDtypeStruct((1, 8, 8, model.features), model.dtype)
-    head = jax.eval_shape(lambda x: SISRHead(model).init(jax.random.key(0), x), features)
-    params = dict(init_params(model, key))
-    params["sisr_head"] = draw_params(head["params"], jax.random.fold_in(key, 1))
+    params = systems.init_params(model, key)
+    head = systems.draw_params(systems.head_shapes(model), jax.random.fold_in(key, 1))
+    params = {"sisr_head": head, **params}
     return {name: params[name] for name in (*one.trains, *one.uses)}
 
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from deepsum_jax import systems
 from deepsum_jax.config import ModelConfig, StageConfig, TrainConfig
-from deepsum_jax.deepsum import DeepSUM, Output, Params, from_output
-from deepsum_jax.layers import apply
+from deepsum_jax.deepsum import Params, from_output
 from deepsum_jax.stages import Stage
 
 Array = jax.Array
@@ -131,11 +131,17 @@ class Forward:
     config: ModelConfig
 
     def __call__(
-        self, params: Params, images: Array, masks: Array, masks_registered: bool = False
+        self,
+        params: Params,
+        images: Array,
+        masks: Array,
+        masks_registered: bool = False,
+        shifts: Array | None = None,
     ) -> tuple[Array, Array]:
-        """images [B, N, H, W, C], masks [B, N, H, W, 1] → SR [B, H, W, C] in raw counts, and
-        filters [B, N − 1, K, K]."""
+        """images [B, N, H, W, C], masks [B, N, H, W, 1], shifts [B, N, 2] where the system takes
+        them → SR [B, H, W, C] in raw counts, and filters [B, N − 1, K, K]."""
         large = images.shape[2] * images.shape[3] >= _LARGE
-        network = DeepSUM(self.config, frame_by_frame=large)
-        output: Output = apply(network, params, images, masks, masks_registered)
+        output = systems.run(
+            params, images, masks, self.config, masks_registered, shifts, frame_by_frame=large
+        )
         return from_output(output.sr, self.config.normalization), output.filters

@@ -43,6 +43,7 @@ from deepsum_jax.checkpoint import (
 from deepsum_jax.config import PRESETS, StageConfig, TrainConfig, override, preset
 from deepsum_jax.deepsum import Params
 from deepsum_jax.logbook import Logbook
+from deepsum_jax.predict import missing_parts
 from deepsum_jax.stages import STAGES, Stage
 from deepsum_jax.step import init_state
 
@@ -51,12 +52,12 @@ _FRESH_PARAMS, _BATCHES = 0, 1  # purposes of random numbers
 
 def _key(config: TrainConfig, stage: Stage, purpose: int) -> jax.Array:
     """A key that depends on (seed, stage, purpose) alone."""
-    key = jax.random.fold_in(jax.random.key(config.seed), STAGES.index(stage))
+    key = jax.random.fold_in(jax.random.key(config.seed), stages.number(stage))
     return jax.random.fold_in(key, purpose)
 
 
 def _data_seed(config: TrainConfig, stage: Stage) -> int:
-    sequence = np.random.SeedSequence([config.seed, STAGES.index(stage), _BATCHES])
+    sequence = np.random.SeedSequence([config.seed, stages.number(stage), _BATCHES])
     return int(sequence.generate_state(1)[0] >> 1)
 
 
@@ -75,7 +76,7 @@ def starting_params(
     if init is not None:
         given = {k: v for k, v in init.params.items() if k in params}
         params = stages.hand_over(params, given, "--init")
-    for earlier in STAGES[: STAGES.index(stage)]:
+    for earlier in STAGES[: stages.number(stage)]:
         best = workdir / earlier.name / "best"
         if not (workdir / earlier.name / "last" / "bundle.json").is_file():
             continue
@@ -183,7 +184,7 @@ def run_stage(
                 f"data was saved with {position['workers']}; use that to resume"
             )
         batches.set_state(position["data"])
-    log.rewind(stage.name, start, tuple(s.name for s in STAGES[STAGES.index(stage) + 1 :]))
+    log.rewind(stage.name, start, tuple(s.name for s in STAGES[stages.number(stage) + 1 :]))
     train_step = parallel.map_train_step(stage, config)
     state = parallel.replicate(state)
     bar = tqdm(
@@ -284,10 +285,11 @@ def _simulated(config: TrainConfig, workdir: Path) -> Path:
 def _default_stages(config: TrainConfig, init: Bundle | None) -> tuple[Stage, ...]:
     """All stages with steps; with `init`, those whose parameters it lacks, and the last."""
     wanted = []
-    for stage in STAGES:
+    plan = stages.plan(config.model)
+    for stage in plan:
         supplied = init is not None and all(k in init.params for k in stage.trains)
         pretrained = init is not None and stage.name in init.params
-        if stage is STAGES[-1] or not (supplied or pretrained):
+        if stage is plan[-1] or not (supplied or pretrained):
             wanted.append(stage)
     return tuple(s for s in wanted if getattr(config, s.name).steps)
 
@@ -317,11 +319,15 @@ def train(
     Raises:
       ValueError, FileNotFoundError: unusable data, configuration or workdir.
     """
-    for stage in STAGES:
+    for stage in stages.plan(config.model):
         parallel.check_batch(getattr(config, stage.name).batch_size, stage.name)
     start = load_params(init) if init is not None else None
-    chosen = tuple(stages.stage(n) for n in only) if only else _default_stages(config, start)
-    chosen = tuple(s for s in STAGES if s in chosen)
+    chosen = (
+        tuple(stages.stage(n, config.model) for n in only)
+        if only
+        else _default_stages(config, start)
+    )
+    chosen = tuple(s for s in stages.plan(config.model) if s in chosen)
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir {workdir}: is a file, expected a folder")
     settings = config.to_dict()
@@ -363,7 +369,7 @@ def train(
         run_stage(stage, config, dataset, workdir, log, start, progress)
     log.close()
     bundle = load_params(workdir)
-    if parallel.is_first_process() and "fusionnet" in bundle.params:
+    if parallel.is_first_process() and not missing_parts(bundle):
         _report(bundle, root, workdir, progress)
     return bundle
 
@@ -492,6 +498,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(line)
         return
     only = [name for name in args.stages.split(",") if name]
+    parallel.use_cores([getattr(config, s.name).batch_size for s in stages.plan(config.model)])
     train(args.workdir, config, data, only, args.init)
 
 

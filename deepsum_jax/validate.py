@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from deepsum_jax import figures, metrics
+from deepsum_jax.baselines.sisr import sisr_image
 from deepsum_jax.config import ModelConfig, TrainConfig
-from deepsum_jax.deepsum import Params, from_input, to_input
+from deepsum_jax.deepsum import Params
 from deepsum_jax.pipeline import Patches, make_iterator
 from deepsum_jax.predict import compiled_forward
 from deepsum_jax.prepare import PreparedScene, full_stack, upsample
-from deepsum_jax.stages import Stage, regnet_loss, sisr
+from deepsum_jax.stages import Stage, regnet_loss
 
 _REGNET_PATCHES = 64
 
@@ -30,25 +31,17 @@ def _mean_finite(values: Sequence[float]) -> float:
     return float(np.mean(finite)) if finite else float("-inf")
 
 
-@functools.lru_cache(maxsize=4)
-def _compiled_sisr(model: ModelConfig) -> Callable[[Params, Any], Any]:
-    return jax.jit(lambda params, images: sisr(params, images, model))
-
-
-def sisr_image(params: Params, lr: np.ndarray, model: ModelConfig) -> np.ndarray:
-    """Single-image super-resolution of one raw frame: [h, w, C] → [H, W, C] raw."""
-    images = np.asarray(to_input(upsample(lr[None], model.scale), model.normalization), np.float32)
-    sr = np.asarray(_compiled_sisr(model)(params, images), np.float32)[0]
-    return from_input(sr, model.normalization)
-
-
 def stack_image(
     params: Params, scene: PreparedScene, model: ModelConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """The network on a scene's N clearest frames: SR [H, W, C] raw, and filters."""
-    images, masks = full_stack(scene, model)
+    images, masks, shifts = full_stack(scene, model)
     sr, filters = compiled_forward(model)(
-        params, images[None], masks[None], masks_registered=model.mask_alignment == "shifts"
+        params,
+        images[None],
+        masks[None],
+        masks_registered=model.mask_alignment == "shifts",
+        shifts=None if shifts is None else shifts[None],
     )
     return np.asarray(sr[0], np.float32), np.asarray(filters[0], np.float32)
 
@@ -88,7 +81,7 @@ def _registration(
     run = _compiled_regnet(config)
     outcomes = [run(params, next(batches)) for _ in range(count // size)]
     loss, accuracy = np.mean(np.asarray(outcomes, np.float64), axis=0)
-    return {"accuracy": float(accuracy), "cross_entropy": float(loss)}
+    return {"accuracy": float(accuracy), "loss": float(loss)}
 
 
 @functools.lru_cache(maxsize=4)
@@ -122,7 +115,8 @@ def picture(
         sr = sisr_image(params, scene.lr[0], model)
     elif stage.name == "deepsum":
         sr, filters = stack_image(params, scene, model)
-        panels.append(("filters", filter_montage(filters)))
+        if len(filters):
+            panels.append(("filters", filter_montage(filters)))
     else:
         return None
     hr, clear = scene.hr[..., 0], scene.hr_mask

@@ -36,11 +36,11 @@ import numpy as np
 from deepsum_jax import Bundle, cli, files, parallel, pipeline, predict, stages
 from deepsum_jax.checkpoint import package_version
 from deepsum_jax.config import PRESETS, ModelConfig, TrainConfig, override, preset
-from deepsum_jax.deepsum import init_params
 from deepsum_jax.pipeline import View
 from deepsum_jax.prepare import PreparedScene
 from deepsum_jax.stages import STAGES, Stage
 from deepsum_jax.step import Forward, init_state
+from deepsum_jax.systems import init_params
 
 ROWS = ("forward", *(f"step_{s.name}" for s in STAGES), "predict", "pipeline")
 _SCENE = 128  # LR pixels a side of the scene that `predict` gets, as PROBA-V's
@@ -259,7 +259,7 @@ def run_row(row: str, config: TrainConfig, batch: int, pairs: int) -> dict[str, 
     elif row == "forward":
         run, work = _forward(config, batch)
     else:
-        run, work = _step(stages.stage(row.removeprefix("step_")), config, batch)
+        run, work = _step(stages.stage(row.removeprefix("step_"), config.model), config, batch)
     dtype = config.model.dtype
     if device.platform == "cpu":
         dtype = "float32"  # half precision is computed as float32 there

@@ -13,7 +13,7 @@ import pytest
 
 from deepsum_jax import cli, config, kelvins, simulate
 from deepsum_jax.checkpoint import Bundle, save_params
-from deepsum_jax.deepsum import param_shapes
+from deepsum_jax.systems import param_shapes
 from experiments import landsat
 
 rasterio = pytest.importorskip("rasterio")

@@ -122,11 +122,18 @@ def test_aligned_masks(scale: int) -> None:
 
 
 @pytest.mark.parametrize("alignment", ["filters", "shifts"])
-def test_full_stack(alignment: Any) -> None:
+@pytest.mark.parametrize("registration", ["regnet", "correlation"])
+def test_full_stack(alignment: Any, registration: Any) -> None:
     norm = Normalization(90.0, 20.0, 80.0, 5.0)
-    model = dataclasses.replace(MODEL, mask_alignment=alignment, normalization=norm)
+    model = dataclasses.replace(
+        MODEL, mask_alignment=alignment, normalization=norm, registration=registration
+    )
     scene = prepared(7, frames=5)
-    images, masks = full_stack(scene, model)
+    images, masks, shifts = full_stack(scene, model)
+    if registration == "regnet":
+        assert shifts is None
+    else:
+        np.testing.assert_array_equal(shifts, scene.shifts[:3])
     assert images.dtype == np.float32 and masks.dtype == bool
     up = ops.bicubic_upsample(scene.lr[:3, ..., 0].astype(np.float64), 3)
     np.testing.assert_allclose(images, (up[..., None] - 90) / 20, atol=1e-4)

@@ -8,21 +8,19 @@ from deepsum_jax import ops, prepare, registration
 
 
 def registered_stack(
-    lr: np.ndarray, masks: np.ndarray, scale: int
+    images: np.ndarray, masks: np.ndarray, scale: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Upsampled frames on frame 0's grid, by masked integer cross-correlation.
 
     Args:
-      lr: [N, h, w, C] raw; non-finite only where masked.
+      images: [N, H, W, C], finite.
       masks: [N, h, w] bool.
 
     Returns:
-      images [N, H, W, C] float32 and masks [N, H, W] bool; what a shift brings in from outside
-      is unreliable.
+      images [N, H, W, C] and masks [N, H, W] bool; what a shift brings in from outside is
+      unreliable.
     """
-    images = prepare.upsample(prepare.fill_hidden(lr, masks), scale)
-    up = ops.nearest_upsample(masks, scale)
-    shifts = registration.register_frames(images, up)
+    shifts = registration.register_frames(images, ops.nearest_upsample(masks, scale))
     moved = [
         np.moveaxis(ops.translate(np.moveaxis(image, -1, 0), shift), 0, -1)
         for image, shift in zip(images, shifts)
@@ -30,22 +28,36 @@ def registered_stack(
     return np.stack(moved), prepare.aligned_masks(masks, shifts, scale)
 
 
-def bicubic_mean(lr: np.ndarray, masks: np.ndarray, scale: int) -> np.ndarray:
-    """Mean of the bicubic-upsampled frames, registered on frame 0.
+def registered_mean(images: np.ndarray, masks: np.ndarray, scale: int) -> np.ndarray:
+    """Mean of upsampled frames, registered on frame 0.
 
     Clouded pixels are filled from the first frame that is reliable there, as in mutual
     inpainting, and keep their value where none is.
 
     Args:
-      lr: [N, h, w, C] raw, frame 0 the reference.
+      images: [N, r·h, r·w, C], finite, frame 0 the reference.
+      masks: [N, h, w] bool, True = reliable.
+      scale: r.
+
+    Returns:
+      [r·h, r·w, C].
+    """
+    images, clear = registered_stack(images, masks, scale)
+    first = np.argmax(clear, axis=0)  # [H, W], the first reliable frame
+    donor = np.take_along_axis(images, first[None, ..., None], axis=0)
+    fill = ~clear & clear.any(axis=0)
+    return np.where(fill[..., None], donor, images).mean(axis=0)
+
+
+def bicubic_mean(lr: np.ndarray, masks: np.ndarray, scale: int) -> np.ndarray:
+    """Mean of the bicubic-upsampled frames, registered on frame 0 (see `registered_mean`).
+
+    Args:
+      lr: [N, h, w, C] raw, frame 0 the reference; non-finite only where masked.
       masks: [N, h, w] bool, True = reliable.
       scale: r.
 
     Returns:
       float32 [r·h, r·w, C], raw.
     """
-    images, clear = registered_stack(lr, masks, scale)
-    first = np.argmax(clear, axis=0)  # [H, W], the first reliable frame
-    donor = np.take_along_axis(images, first[None, ..., None], axis=0)
-    fill = ~clear & clear.any(axis=0)
-    return np.where(fill[..., None], donor, images).mean(axis=0)
+    return registered_mean(prepare.upsample(prepare.fill_hidden(lr, masks), scale), masks, scale)

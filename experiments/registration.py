@@ -1,0 +1,21 @@
+"""Registration: shifts against filters.
+
+python -m experiments.registration --workdir DIR [--data DIR] [--steps-scale X]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deepsum_jax import cli
+from experiments import tables
+
+ROWS = (tables.CORRELATION, tables.SHIFTS, tables.DEEPSUM)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    tables.run("registration", "Registration: shifts against filters", ROWS, argv)
+
+
+if __name__ == "__main__":
+    cli.run(main)
