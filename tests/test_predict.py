@@ -361,18 +361,24 @@ def test_average_registers_on_the_first_window() -> None:
     np.testing.assert_allclose(mean, images[0], atol=1e-4)  # borders too: nothing wraps
 
 
-def test_shifted_masks_are_relative_to_their_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Window n is registered on its own first frame: masks move by s[n + j] − s[n]."""
-    config = dataclasses.replace(MODEL, mask_alignment="shifts")
+@pytest.mark.parametrize("registration", ["regnet", "correlation"])
+def test_shifted_masks_are_relative_to_their_window(
+    registration: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Window n is registered on its own first frame: masks, and the frames of a system that
+    registers by cross-correlation, move by s[n + j] − s[n]."""
+    config = dataclasses.replace(MODEL, mask_alignment="shifts", registration=registration)
     offsets = np.array([(0, 0), (1, -1), (-1, 0), (2, 1), (0, -2)])  # LR pixels
     place = landscape(60, 60, seed=4)
     stack = np.stack([place[10 + y : 50 + y, 10 + x : 50 + x] for y, x in offsets])[..., None]
     shifts = 3 * offsets  # registered(y) = frame(y − s) = place(y − s + offset)
     masks = np.random.default_rng(3).random((5, 40, 40)) < 0.8
     seen: list[np.ndarray] = []
+    moves: list[Any] = []
 
-    def spy(params: Any, images: Any, masks: Any, masks_registered: bool) -> Any:
+    def spy(params: Any, images: Any, masks: Any, masks_registered: bool, shifts: Any) -> Any:
         assert masks_registered
+        moves.append(shifts)
         seen.append(masks[0, ..., 0])
         return np.zeros((1, 120, 120, 1)), np.zeros((1, 2, 5, 5))
 
@@ -382,6 +388,11 @@ def test_shifted_masks_are_relative_to_their_window(monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(windows.shifts, shifts)
     for window in range(3):
         run_window({}, windows, window, config)
+        if registration == "regnet":
+            assert moves[-1] is None
+        else:
+            own = shifts[window : window + 3] - shifts[window]
+            np.testing.assert_array_equal(moves[-1], own[None])
         for j in range(3):
             down, right = shifts[window + j] - shifts[window]
             up = masks[window + j].repeat(3, axis=0).repeat(3, axis=1)

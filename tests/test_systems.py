@@ -1,0 +1,252 @@
+"""The systems that one configuration field chooses: they register, train, predict and score."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import landscape, refuser
+
+from deepsum_jax import (
+    Bundle,
+    DeepSUM,
+    ModelConfig,
+    evaluate,
+    ops,
+    predict,
+    simulate,
+    stages,
+    train,
+)
+from deepsum_jax.baselines.bicubic_mean import bicubic_mean
+from deepsum_jax.baselines.ibp import ibp
+from deepsum_jax.baselines.sisr import sisr_image
+from deepsum_jax.config import TINY, override
+from deepsum_jax.pipeline import flip_and_rotate
+from deepsum_jax.predict import main as predict_main
+from deepsum_jax.systems import init_params, param_shapes
+
+MODEL = dataclasses.replace(TINY.model, backend="accelerator")
+LEARNED = ("deepsum", "duf", "sisr", "sisr_mean")
+
+
+def _stacks(side: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((1, 3, side, side, 1)).astype(np.float32)
+    return images, np.ones((1, 3, side, side, 1), bool)
+
+
+def _frames(count: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(2)
+    stack = landscape(12, 12) + rng.standard_normal((count, 12, 12))
+    return stack.astype(np.float32), rng.random(stack.shape) < 0.97
+
+
+# --- registration by shifts
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (2, -1), (-4, 3), (0.5, -1.25), (9, -9)])
+def test_translation_filters(shift: tuple[float, float]) -> None:
+    """They sum to one, are deltas for whole numbers, and apply the translation they are for."""
+    filters = np.asarray(ops.translation_filters(jnp.asarray(shift, jnp.float32), 9))
+    np.testing.assert_allclose(filters.sum(), 1, atol=1e-6)
+    reached = np.clip(shift, -4, 4)
+    if all(s == round(s) for s in shift):
+        delta = np.zeros((9, 9))
+        delta[4 - round(reached[0]), 4 - round(reached[1])] = 1
+        np.testing.assert_allclose(filters, delta, atol=1e-6)
+    else:  # on a plane, which cubic interpolation reproduces
+        y, x = np.mgrid[:9, :9] - 4
+        np.testing.assert_allclose((filters * (2 * y - 3 * x)).sum(), -2 * shift[0] + 3 * shift[1])
+
+
+def test_translation_filters_learn() -> None:
+    """The shift can be found by following its gradient."""
+    y, x = np.mgrid[:24, :24] / 3
+    image = jnp.asarray(np.sin(y) + np.cos(1.3 * x), jnp.float32)[None, None, ..., None]
+
+    def loss(shift: jax.Array) -> jax.Array:
+        moved = ops.global_dynamic_convolution(
+            image, ops.translation_filters(shift, 9)[None, None], backend="accelerator"
+        )
+        target = np.sin(y - 0.4) + np.cos(1.3 * x + 0.52)  # registered(y) = frame(y − s)
+        return ((moved[0, 0, ..., 0] - target)[6:-6, 6:-6] ** 2).mean()
+
+    shift, step = jnp.zeros(2), jax.jit(jax.grad(loss))
+    for _ in range(200):
+        shift = shift - 2.0 * step(shift)
+    np.testing.assert_allclose(shift, [1.2, -1.2], atol=0.05)
+
+
+def test_cross_correlation_is_given_shifts() -> None:
+    """Frames that are shifted copies come to lie on frame 0; other systems refuse shifts."""
+    config = dataclasses.replace(MODEL, registration="correlation", inpainting="none")
+    params = init_params(config, jax.random.key(0))
+    assert set(params) == {"sisrnet", "fusionnet"}
+    images, masks = _stacks(16)
+    images[:, 1] = np.roll(images[:, 0], (1, -2), (1, 2))
+    shifts = np.array([[(0, 0), (-1, 2), (0, 0)]], np.float32)
+    out = DeepSUM(config).apply({"params": params}, images, masks, False, shifts)
+    expected = images.copy()
+    expected[:, 1] = images[:, 0]
+    norm = config.normalization
+    base = np.asarray(out.base)[0, 3:-3, 3:-3]
+    scale = norm.lr_std / norm.hr_std
+    np.testing.assert_allclose(base, expected.mean(1)[0, 3:-3, 3:-3] * scale, atol=1e-4)
+    with pytest.raises(ValueError, match=r"shifts: found shape None, expected \(1, 3, 2\)"):
+        DeepSUM(config).apply({"params": params}, images, masks)
+    other = init_params(MODEL, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"shifts: found shape \(1, 3, 2\), expected None"):
+        DeepSUM(MODEL).apply({"params": other}, images, masks, False, shifts)
+
+
+def test_without_registration_frames_stay() -> None:
+    config = dataclasses.replace(MODEL, registration="none", inpainting="none")
+    images, masks = _stacks()
+    out = DeepSUM(config).apply({"params": init_params(config, jax.random.key(0))}, images, masks)
+    norm = config.normalization
+    expected = images.mean(1) * (norm.lr_std / norm.hr_std)
+    np.testing.assert_allclose(out.base, expected, atol=1e-4)
+
+
+def test_learned_shifts_make_filters() -> None:
+    config = dataclasses.replace(MODEL, registration="shifts")
+    params = init_params(config, jax.random.key(0))
+    params["regnet"]["conv4"]["bias"] = np.array([1.0, -2.0], np.float32)
+    params["regnet"]["conv4"]["kernel"] = np.zeros_like(params["regnet"]["conv4"]["kernel"])
+    out = DeepSUM(config).apply({"params": params}, *_stacks())
+    np.testing.assert_allclose(ops.filter_shift(out.filters)[0], [(1, -2)] * 2, atol=1e-5)
+
+
+def test_inpainting_and_residual_can_be_left_out() -> None:
+    images, masks = _stacks()
+    masks[:, 1, :6] = False
+    given = {"params": init_params(MODEL, jax.random.key(0))}
+    whole = DeepSUM(MODEL).apply(given, images, masks)
+    plain = DeepSUM(dataclasses.replace(MODEL, inpainting="none")).apply(given, images, masks)
+    clear = DeepSUM(MODEL).apply(given, images, np.ones_like(masks))
+    np.testing.assert_allclose(plain.sr, clear.sr, atol=1e-5)
+    assert np.abs(plain.sr - whole.sr).max() > 1e-3
+    bare = DeepSUM(dataclasses.replace(MODEL, global_residual=False)).apply(given, images, masks)
+    np.testing.assert_allclose(bare.sr, whole.sr - whole.base, atol=1e-4)
+
+
+@pytest.mark.parametrize("code", range(8))
+def test_shifts_turn_with_their_images(code: int) -> None:
+    """A frame and its shift, turned together, still register on the turned reference."""
+    rng = np.random.default_rng(1)
+    frame = rng.standard_normal((12, 12))
+    shift = np.array([2, -1])
+    reference = ops.translate(frame, shift)
+    record = {
+        "images": np.stack([reference, frame])[..., None],
+        "frame_shifts": np.array([(0, 0), shift], np.float32),
+    }
+    turned = flip_and_rotate(record, code)
+    moved = ops.translate(turned["images"][1, ..., 0], turned["frame_shifts"][1].astype(int))
+    np.testing.assert_array_equal(moved[3:-3, 3:-3], turned["images"][0, 3:-3, 3:-3, 0])
+
+
+# --- every system through the same functions and commands
+
+
+def test_sub_trees_and_stages() -> None:
+    def of(**changes: Any) -> tuple[set[str], list[tuple[str, tuple[str, ...]]]]:
+        model = dataclasses.replace(MODEL, **changes)
+        plan = [(s.name, s.trains) for s in stages.plan(model)]
+        return set(param_shapes(model)), plan
+
+    first = ("sisrnet", ("sisrnet", "sisr_head"))
+    registers = ("regnet", ("regnet",))
+    everything = ("deepsum", ("sisrnet", "regnet", "fusionnet"))
+    assert of() == ({"sisrnet", "regnet", "fusionnet"}, [first, registers, everything])
+    assert of(registration="shifts") == of()
+    unregistered = ("deepsum", ("sisrnet", "fusionnet"))
+    assert of(registration="none") == ({"sisrnet", "fusionnet"}, [first, unregistered])
+    assert of(registration="correlation") == of(registration="none")
+    assert of(system="sisr") == of(system="sisr_mean") == ({"sisrnet", "sisr_head"}, [first])
+    assert of(system="duf") == ({"duf"}, [("deepsum", ("duf",))])
+    with pytest.raises(ValueError, match="IBP has nothing to train"):
+        of(system="ibp")
+
+
+def test_parameterless_systems_predict() -> None:
+    stack, masks = _frames(4)
+    for system, function in (("ibp", ibp), ("bicubic_mean", bicubic_mean)):
+        bundle = Bundle({}, ModelConfig(system=system))  # type: ignore[arg-type]
+        result = predict(bundle, stack, masks, return_details=True)
+        kept = list(result.frames_used)
+        expected = function(stack[kept][..., None], masks[kept], 3)[..., 0]
+        np.testing.assert_allclose(result.image, expected, rtol=1e-6)
+        np.testing.assert_allclose(result.weights, 1 / len(kept))
+
+
+def test_single_images_predict() -> None:
+    """SISR sees the clearest frame alone; SISR+Mean of equal frames is SISR."""
+    stack, _ = _frames(4)
+    masks = np.ones(stack.shape, bool)
+    masks[[0, 1, 3], 0, :2] = False
+    single, mean = (
+        dataclasses.replace(MODEL, system=system, residual_init="glorot")
+        for system in ("sisr", "sisr_mean")
+    )
+    params = init_params(single, jax.random.key(1))
+    norm = dataclasses.replace(MODEL.normalization, lr_mean=60.0, lr_std=20.0)
+    single, mean = (dataclasses.replace(m, normalization=norm) for m in (single, mean))
+    result = predict(Bundle(params, single), stack, masks, return_details=True)
+    expected = sisr_image(params, stack[2][..., None].astype(np.float32), single)[..., 0]
+    np.testing.assert_allclose(result.image, expected, atol=1e-4)
+    assert result.reference_index == 2
+    np.testing.assert_array_equal(result.weights, np.eye(4)[0])
+    alike = np.stack([stack[2]] * 4)
+    np.testing.assert_allclose(predict(Bundle(params, mean), alike), expected, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("systems") / "data"
+    simulation = simulate.SimulationConfig(lr_size=16, min_frames=5, max_frames=6)
+    simulate.write_dataset(root, simulation, 4, 2, seed=0)
+    return root
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["model.system=sisr"],
+        ["model.system=duf"],
+        ["model.registration=correlation"],
+        ["model.registration=shifts"],
+        ["model.registration=none", "model.inpainting=none"],
+    ],
+    ids=" ".join,
+)
+def test_every_system_trains_and_scores(settings: list[str], data: Path, tmp_path: Path) -> None:
+    short = [f"{stage}.{field}={value}" for stage in ("sisrnet", "regnet", "deepsum")
+             for field, value in (("steps", 2), ("validate_every", 2))]  # fmt: skip
+    config = override(TINY, [*short, "model.backend=accelerator", *settings])
+    bundle = train.train(tmp_path / "w", config, data, progress=False)
+    assert set(param_shapes(bundle.config)) <= set(bundle.params)
+    summary, _ = evaluate.evaluate(bundle, data, "test")
+    assert summary["n"] == 2 and summary["mean"]["cpsnr"] > 20
+    assert ("registration" in summary) == (config.model.system == "deepsum")
+
+
+def test_commands_take_a_system(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate.main(["--system", "ibp", "--data", str(data), "--split", "test"])
+    out = capsys.readouterr().out
+    assert "IBP" in out and "over Bicubic+Mean" in out
+    scene = next((data / "test" / "NIR").iterdir())
+    predict_main(["--system", "bicubic_mean", "--output", str(tmp_path / "a.npy"), str(scene)])
+    assert np.load(tmp_path / "a.npy").shape == (48, 48)
+    refused = refuser(capsys)
+    settings = ["--preset", "tiny", "--set", "model.system=ibp"]
+    message = refused(train.main, "--workdir", tmp_path / "w", "--data", data, *settings)
+    assert "nothing to train" in message and not (tmp_path / "w").exists()
