@@ -265,10 +265,10 @@ def write(
     """Writes CSV, Markdown and PNG; returns the Markdown."""
     text = markdown(table, caption)
     with files.written_aside(output / f"{name}.csv") as aside, open(aside, "w", newline="") as file:
-        columns = list(dict.fromkeys(key for entry in table for key in entry))
-        writer = csv.DictWriter(file, columns)
+        entries = [{**t, "steps": json.dumps(t.get("steps"))} for t in table]
+        writer = csv.DictWriter(file, dict.fromkeys(key for entry in entries for key in entry))
         writer.writeheader()
-        writer.writerows({**t, "steps": json.dumps(t.get("steps"))} for t in table)
+        writer.writerows(entries)
         file.write(f"# {caption}\n")
     with files.written_aside(output / f"{name}.md") as aside:
         aside.write_text(f"# {title}\n\n{text}")

@@ -12,7 +12,8 @@ from helpers import landscape
 
 from deepsum_jax import metrics, ops
 from deepsum_jax.baselines.bicubic_mean import bicubic_mean
-from deepsum_jax.baselines.ibp import PSF_SIGMA, back_project, ibp, observe
+from deepsum_jax.baselines.ibp import ibp
+from deepsum_jax.baselines.sensor import PSF_SIGMA, back_project, observe
 from deepsum_jax.registration import register_frames
 from deepsum_jax.simulate import SimulationConfig, simulate_scene
 

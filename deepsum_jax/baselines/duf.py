@@ -164,7 +164,7 @@ class _DenseBlock(nn.Module):
 
 
 class DUF(nn.Module):
-    """The whole network. The configuration's fields for registration and inpainting are not used.
+    """The whole network. The configuration's fields for registration are not used.
 
     `DUF(config).apply({"params": params}, images, masks)` gives the SR image [B, H, W, C],
     standardised by hr_mean and hr_std, in float32 at least.
@@ -188,7 +188,8 @@ class DUF(nn.Module):
         self._check(images, masks)
         cfg, middle = self.config, slice(self.config.scale // 2, None, self.config.scale)
         lr, clear = images[:, :, middle, middle], masks[:, :, middle, middle].astype(bool)
-        lr = ops.mutual_inpainting(lr, clear)  # [B, N, h, w, C]
+        if cfg.inpainting != "none":
+            lr = ops.mutual_inpainting(lr, clear)  # [B, N, h, w, C]
         filters, residual = self._generate(lr)
         gathered = upsample_dynamically(lr[:, 0], filters, cfg.backend)  # [B, H, W, C]
         return input_to_output(gathered, cfg.normalization) + depth_to_space(residual)

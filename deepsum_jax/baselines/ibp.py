@@ -5,17 +5,9 @@ Processing 53(3). A guess of the HR image is looked at through a model of the se
 frame; what the real frames show beyond that is projected back onto the guess, averaged over the
 frames that see a pixel, and so on.
 
-The sensor. Coordinates are those of `simulate`: pixel centres at whole numbers, LR pixel i covers
-HR pixels r·i to r·i + r − 1. A frame with shift s (registered(y) = frame(y − s), HR pixels) is
-
-    frame(i) = Σ_y k(y − c_i) · hr(y),    c_i = r·i + (r − 1)/2 + s,
-
-on either axis, where k is a Gaussian of `psf_sigma` integrated over the LR pixel, r HR pixels
-wide: translation by any fraction, blur and decimation in one sparse matrix A_n of rows that sum
-to one. Beyond its border the HR image goes on with its edge values.
-
-The back-projection kernel is that same sensor, transposed. With w_n = 1 where frame n is reliable
-and looks at the HR grid, one iteration is
+The sensor A_n that makes frame n of the HR image is that of `sensor`. The back-projection kernel is
+that same sensor, transposed. With w_n = 1 where frame n is reliable and looks at the HR grid, one
+iteration is
 
     hr ← hr + step · Σ_n A_nᵀ w_n (g_n − A_n hr) / Σ_n A_nᵀ w_n.
 
@@ -26,26 +18,21 @@ the reference's brightness and contrast.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import scipy.ndimage
-import scipy.sparse
-import scipy.special
 
 from deepsum_jax import ops, prepare, registration
+from deepsum_jax.baselines.sensor import PSF_SIGMA, Sensor, check_parameters, make_sensor
 from deepsum_jax.scene import check_stack
 
-# Chosen on simulated scenes. With the pixel's own integration, PSF_SIGMA leaves a third of the
-# contrast at the LR grid's Nyquist frequency. More iterations sharpen further, noise too.
-PSF_SIGMA = 0.37  # LR pixels, 0..2
+# Chosen on simulated scenes. More iterations sharpen further, noise too.
 STEP = 1.8  # 0..2
 ITERATIONS = 20  # ≥ 0
 
-_PSF_REACH = 4  # deviations of the Gaussian
 _OVERLAP = 16  # pixels in common, the fewest that tell two frames' contrast or shift
 _REFINEMENTS = 3  # Gauss-Newton steps; further ones move shifts by less than 0.01 HR pixels
 _DELTA = 0.5  # HR pixels, of the difference quotients
@@ -59,126 +46,6 @@ class BackProjection(NamedTuple):
     shifts: np.ndarray  # [N, 2] HR pixels: registered(y, x) = frame(y − s_y, x − s_x)
     gains: np.ndarray  # [N, C]; gain · frame + offset has the reference's brightness and contrast
     offsets: np.ndarray  # [N, C] raw units
-
-
-# --- the sensor
-
-
-class _Sensor(NamedTuple):
-    """How one frame sees the HR grid: A = rows ⊗ columns."""
-
-    rows: Any  # sparse [h, H]
-    columns: Any  # sparse [w, W]
-    inside: np.ndarray  # [h, w] bool, LR pixels that look at the HR grid
-
-    def observe(self, hr: np.ndarray) -> np.ndarray:
-        """A: [H, W, …] → [h, w, …]."""
-        return _along(self.columns, _along(self.rows, hr, 0), 1)
-
-    def back_project(self, lr: np.ndarray) -> np.ndarray:
-        """Aᵀ: [h, w, …] → [H, W, …]."""
-        return _along(self.rows.T, _along(self.columns.T, lr, 1), 0)
-
-
-def _along(matrix: Any, x: np.ndarray, axis: int) -> np.ndarray:
-    """A matrix times one axis of an array."""
-    moved = np.moveaxis(x, axis, 0)
-    out = matrix @ moved.reshape(len(moved), -1)
-    return np.moveaxis(out.reshape(-1, *moved.shape[1:]), 0, axis)
-
-
-def _axis(
-    count: int, scale: int, shift: float, psf_sigma: float, dtype: Any
-) -> tuple[Any, np.ndarray]:
-    """One axis of a sensor: sparse [count, r·count], and which pixels look at the HR grid."""
-    size, sigma = scale * count, scale * psf_sigma
-    centre = scale * np.arange(count) + (scale - 1) / 2 + shift
-    reach = math.ceil(scale / 2 + _PSF_REACH * sigma)
-    at = np.floor(centre).astype(int)[:, None] + np.arange(-reach, reach + 2)
-    away = at - centre[:, None]
-    weights = scipy.special.ndtr((away + scale / 2) / sigma)
-    weights -= scipy.special.ndtr((away - scale / 2) / sigma)
-    weights /= weights.sum(axis=1, keepdims=True)
-    starts = np.arange(0, weights.size + 1, weights.shape[1])
-    matrix = scipy.sparse.csr_array(
-        (weights.ravel().astype(dtype), np.clip(at, 0, size - 1).ravel(), starts),
-        shape=(count, size),
-    )
-    # Half an HR pixel beyond the border is still what the border shows.
-    inside = np.abs(centre - (size - 1) / 2) <= (size - scale + 1) / 2
-    return matrix, inside
-
-
-def _sensor(
-    shape: tuple[int, ...], shift: Sequence[float] | np.ndarray, scale: int, psf_sigma: float,
-    dtype: Any = np.float32,
-) -> _Sensor:  # fmt: skip
-    """The sensor of a frame [h, w, …] = `shape` with a shift (s_y, s_x) in HR pixels."""
-    (rows, above), (columns, beside) = (
-        _axis(count, scale, float(s), psf_sigma, dtype) for count, s in zip(shape[:2], shift)
-    )
-    return _Sensor(rows, columns, above[:, None] & beside)
-
-
-def _check_sensor(scale: int, psf_sigma: float) -> None:
-    if operator.index(scale) < 1:
-        raise ValueError(f"scale: found {scale}, expected a whole number from 1")
-    if not 0 < psf_sigma <= 2:
-        raise ValueError(f"psf_sigma: found {psf_sigma}, expected more than 0, at most 2 LR pixels")
-
-
-def _floating(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x)
-    return x if x.dtype == np.float32 else x.astype(np.float64)
-
-
-def observe(
-    hr: np.ndarray,
-    shift: Sequence[float] | np.ndarray,
-    scale: int,
-    psf_sigma: float = PSF_SIGMA,
-) -> np.ndarray:
-    """What a frame shows of an HR image: translated, blurred, averaged over r×r, decimated.
-
-    Args:
-      hr: [r·h, r·w] or [r·h, r·w, C], finite.
-      shift: (s_y, s_x), HR pixels, that registers the frame on `hr`: the frame shows at (y, x)
-        what `hr` has at (y + s_y, x + s_x).
-      scale: r.
-      psf_sigma: deviation of the Gaussian, LR pixels.
-
-    Returns:
-      [h, w] or [h, w, C], float32 if `hr` is, else float64.
-
-    Raises:
-      ValueError: sides that `scale` does not divide, or a parameter out of range.
-    """
-    _check_sensor(scale, psf_sigma)
-    hr = _floating(hr)
-    if hr.ndim not in (2, 3) or hr.shape[0] % scale or hr.shape[1] % scale:
-        raise ValueError(
-            f"hr: found shape {hr.shape}, expected [H, W] or [H, W, C] with sides divisible by "
-            f"{scale}"
-        )
-    shape = (hr.shape[0] // scale, hr.shape[1] // scale)
-    return _sensor(shape, shift, scale, psf_sigma, hr.dtype).observe(hr)
-
-
-def back_project(
-    lr: np.ndarray,
-    shift: Sequence[float] | np.ndarray,
-    scale: int,
-    psf_sigma: float = PSF_SIGMA,
-) -> np.ndarray:
-    """The adjoint of `observe`: [h, w] or [h, w, C] → [r·h, r·w] or [r·h, r·w, C].
-
-    Σ observe(x) · y = Σ x · back_project(y) for all x and y.
-    """
-    _check_sensor(scale, psf_sigma)
-    lr = _floating(lr)
-    if lr.ndim not in (2, 3):
-        raise ValueError(f"lr: found shape {lr.shape}, expected [h, w] or [h, w, C]")
-    return _sensor(lr.shape, shift, scale, psf_sigma, lr.dtype).back_project(lr)
 
 
 # --- frames on common terms
@@ -263,12 +130,12 @@ def _refine(
     found = np.array(shift, np.float64)
     limit = max(1.0, scale / 2)
     for _ in range(_REFINEMENTS):
-        sensor = _sensor(frame.shape, found, scale, psf_sigma)
+        sensor = make_sensor(frame.shape, found, scale, psf_sigma)
         seen = mask & sensor.inside & (sensor.observe(clear.astype(np.float32)) > 0.99)
         if seen.sum() < _OVERLAP:
             return shift
         views = [
-            _sensor(frame.shape, found + d, scale, psf_sigma).observe(reference)[seen]
+            make_sensor(frame.shape, found + d, scale, psf_sigma).observe(reference)[seen]
             for d in _DELTA * np.array([(1, 0), (-1, 0), (0, 1), (0, -1)])
         ]
         slopes = [(views[0] - views[1]) / (2 * _DELTA), (views[2] - views[3]) / (2 * _DELTA)]
@@ -306,7 +173,7 @@ def _start(images: np.ndarray, clear: np.ndarray) -> np.ndarray:
 
 
 def _iterate(
-    image: np.ndarray, frames: np.ndarray, weights: np.ndarray, sensors: Sequence[_Sensor],
+    image: np.ndarray, frames: np.ndarray, weights: np.ndarray, sensors: Sequence[Sensor],
     step: float, iterations: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Back-projects until the residual of no channel falls any more, or `iterations` are done.
@@ -417,7 +284,7 @@ def ibp(
     images, clear = _on_grid(images, masks, shifts, scale)
     gains, offsets = _match(images, clear)
     gain, offset = (x[:, None, None].astype(np.float32) for x in (gains, offsets))
-    sensors = [_sensor(lr.shape[1:3], s, scale, psf_sigma) for s in shifts]
+    sensors = [make_sensor(lr.shape[1:3], s, scale, psf_sigma) for s in shifts]
     weights = np.stack([m & s.inside for m, s in zip(masks, sensors)])[..., None]
     image, residuals = _iterate(
         _start(gain * images + offset, clear),
@@ -437,7 +304,7 @@ def _check(
     lr: np.ndarray, masks: np.ndarray, scale: int, shifts: np.ndarray | None, psf_sigma: float,
     step: float, iterations: int,
 ) -> None:  # fmt: skip
-    _check_sensor(scale, psf_sigma)
+    check_parameters(scale, psf_sigma)
     if lr.ndim != 4:
         raise ValueError(f"lr: found shape {lr.shape}, expected [N, h, w, C]")
     if not masks.any():
