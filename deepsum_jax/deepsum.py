@@ -207,7 +207,7 @@ class DeepSUM(nn.Module):
 
     def inpaint(self, x: Array, masks: Array) -> Array:
         """Mutual inpainting of [B, N, H, W, ·] under masks on frame 0's grid."""
-        return ops.mutual_inpainting(x, masks)
+        return ops.mutual_inpainting(x, masks, self.config.backend)
 
     def residual_base(self, images: Array) -> Array:
         """The global residual: mean of the registered, filled inputs, in output units; without

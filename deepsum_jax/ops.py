@@ -27,6 +27,7 @@ from jax import lax
 from deepsum_jax.kernels.backend import Backend
 from deepsum_jax.kernels.convolution import convolution, convolution_norm_leaky, normalize
 from deepsum_jax.kernels.dynamic import dynamic_convolution
+from deepsum_jax.kernels.inpainting import fill_from_donors
 from deepsum_jax.kernels.padding import reflect
 
 Array = jax.Array
@@ -259,7 +260,7 @@ def translation_filters(shifts: Array, size: int) -> Array:
     return weights[..., 0, :, None] * weights[..., 1, None, :]
 
 
-def mutual_inpainting(x: Array, masks: Array) -> Array:
+def mutual_inpainting(x: Array, masks: Array, backend: Backend = "auto") -> Array:
     """Fills the unreliable pixels of every frame from the first reliable frame of the stack.
 
     A pixel keeps its value where its own mask is reliable, and where no frame's mask is. All
@@ -273,35 +274,7 @@ def mutual_inpainting(x: Array, masks: Array) -> Array:
     Returns:
       [B, N, H, W, F].
     """
-    return _fill(jnp.asarray(x), jnp.asarray(masks))
-
-
-@jax.custom_vjp
-def _fill(x: Array, masks: Array) -> Array:
-    donor, fill = _donor(masks)
-    # One gather. A chain of N selections would make XLA's CPU compiler evaluate whatever computes
-    # `x` anew for each of them.
-    return jnp.where(fill, jnp.take_along_axis(x, donor, axis=1), x)
-
-
-def _donor(masks: Array) -> tuple[Array, Array]:
-    """Who gives at each pixel, [B, 1, H, W, 1] int32, and who takes, [B, N, H, W, 1] bool."""
-    donor = jnp.argmax(masks, axis=1, keepdims=True).astype(jnp.int32)
-    return donor, ~masks & masks.any(axis=1, keepdims=True)
-
-
-def _fill_forward(x: Array, masks: Array) -> tuple[Array, Array]:
-    return _fill(x, masks), masks
-
-
-def _fill_backward(masks: Array, dy: Array) -> tuple[Array, None]:
-    donor, fill = _donor(masks)
-    given = jnp.where(fill, dy, 0).sum(axis=1, keepdims=True)  # what all takers owe the donor
-    frames = jnp.arange(masks.shape[1], dtype=jnp.int32).reshape(1, -1, 1, 1, 1)
-    return jnp.where(fill, 0, dy) + jnp.where(frames == donor, given, 0), None
-
-
-_fill.defvjp(_fill_forward, _fill_backward)
+    return fill_from_donors(jnp.asarray(x), jnp.asarray(masks), backend)
 
 
 def instance_norm(x: Array, gamma: Array, beta: Array, epsilon: float = NORM_EPSILON) -> Array:

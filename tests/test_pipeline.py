@@ -152,6 +152,18 @@ def test_reference_frames_for_synthetic_shifts() -> None:
         np.testing.assert_allclose(records[index]["images"], images, atol=1e-4)
 
 
+def test_reference_frames_under_real_clouds() -> None:
+    """Version n is the reference where frame n is clear, and frame n, clouds and all, elsewhere."""
+    records = patches("shifts", clouded_shifts=True)
+    for index, (scene, p) in enumerate(PLACES):
+        members, (y, x) = scene.members[p], scene.corners[p]
+        frames = expected_images(scene, members, y, x, 3)
+        clear = expected_masks(scene, members, y, x, 3, False)
+        assert not clear[1:].all()
+        expected = np.where(clear, frames[:1], frames)
+        np.testing.assert_allclose(records[index]["images"], expected, atol=1e-4)
+
+
 def test_scenes_without_a_patch_are_passed_over() -> None:
     empty = make_scene(2, [])
     records = Patches((empty, SCENES[0], empty, SCENES[1]), MODEL, DATA, "stacks")

@@ -208,6 +208,15 @@ def test_schedule_warms_up_and_decays() -> None:
     assert cosine[-1] < 0.01
 
 
+def test_regnet_learns_at_its_own_rate() -> None:
+    optimizer = make_optimizer(StageConfig(learning_rate=0.1, regnet_rate=0.25))
+    params = {name: {"w": jnp.zeros(2)} for name in ("sisrnet", "regnet", "fusionnet")}
+    gradient = {name: {"w": jnp.ones(2)} for name in params}
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    moved = {name: -float(u["w"][0]) for name, u in updates.items()}
+    assert moved == pytest.approx({"sisrnet": 0.1, "regnet": 0.025, "fusionnet": 0.1}, rel=1e-4)
+
+
 def test_clipping_bounds_the_gradient() -> None:
     """Adam is blind to a common factor, so clipping shows only where steps differ in size."""
     optimizer = make_optimizer(StageConfig(clip_norm=1.0, learning_rate=0.1))

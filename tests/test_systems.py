@@ -123,6 +123,27 @@ def test_learned_shifts_make_filters() -> None:
     np.testing.assert_allclose(ops.filter_shift(out.filters)[0], [(1, -2)] * 2, atol=1e-5)
 
 
+@pytest.mark.parametrize("registration", ["regnet", "shifts"])
+def test_right_proposals_cost_nothing(registration: Any) -> None:
+    """A RegNet that always proposes (1, −2), on versions that are shifted by that, and by more."""
+    model = dataclasses.replace(MODEL, registration=registration)
+    config = dataclasses.replace(TINY, model=model)
+    params = stages.fresh_params(stages.REGNET, model, jax.random.key(0))
+    last = params["regnet"]["conv4"]
+    last["kernel"] = np.zeros_like(last["kernel"])
+    if registration == "shifts":
+        last["bias"] = np.array([1, -2], np.float32)
+    else:
+        last["bias"] = np.zeros(25, np.float32)
+        last["bias"][(2 - 1) * 5 + (2 + 2)] = 50  # the tap at (K//2 − s_y, K//2 − s_x)
+    images = np.random.default_rng(0).standard_normal((2, 1, 16, 16, 1)).astype(np.float32)
+    shifts = np.array([[(0, 0), (1, -2), (1, -2)], [(0, 0), (1, -2), (-1, -2)]], np.int32)
+    loss, told = stages.regnet_loss(params, {"images": images, "shifts": shifts}, config)
+    np.testing.assert_allclose(loss[0], 0, atol=1e-6)
+    assert float(loss[1]) > 0.5
+    np.testing.assert_allclose(told["accuracy"], [1, 0.5])
+
+
 def test_inpainting_and_residual_can_be_left_out() -> None:
     images, masks = _stacks()
     masks[:, 1, :6] = False

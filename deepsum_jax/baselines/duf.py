@@ -189,7 +189,7 @@ class DUF(nn.Module):
         cfg, middle = self.config, slice(self.config.scale // 2, None, self.config.scale)
         lr, clear = images[:, :, middle, middle], masks[:, :, middle, middle].astype(bool)
         if cfg.inpainting != "none":
-            lr = ops.mutual_inpainting(lr, clear)  # [B, N, h, w, C]
+            lr = ops.mutual_inpainting(lr, clear, cfg.backend)  # [B, N, h, w, C]
         filters, residual = self._generate(lr)
         gathered = upsample_dynamically(lr[:, 0], filters, cfg.backend)  # [B, H, W, C]
         return input_to_output(gathered, cfg.normalization) + depth_to_space(residual)
