@@ -249,6 +249,7 @@ def measure(run: Callable[[], Any], work: float, pairs: int, dtype: str) -> dict
 
 def run_row(row: str, config: TrainConfig, batch: int, pairs: int) -> dict[str, Any]:
     """Measures one of `ROWS` in this process."""
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be seen
     device = jax.devices()[0]
     about = {"row": row, "platform": device.platform, "device": device.device_kind}
     if row == "pipeline":
