@@ -90,7 +90,9 @@ def param_shapes(config: ModelConfig) -> Any:
         given = shifts if config.registration == "correlation" else None
         return network.init(jax.random.key(0), images, masks, True, given)
 
-    return jax.eval_shape(init, images, masks, shifts)["params"]
+    shapes = jax.eval_shape(init, images, masks, shifts)["params"]
+    order = ("sisrnet", "regnet", "fusionnet")  # as data flows; JAX sorts by name
+    return {name: shapes[name] for name in order if name in shapes}
 
 
 def draw_params(shapes: Any, key: Array) -> Params:
