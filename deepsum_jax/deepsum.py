@@ -65,6 +65,16 @@ def input_to_output(x: Array, norm: Normalization) -> Array:
     return x * factor.astype(x.dtype) + offset.astype(x.dtype)
 
 
+def check_stacks(images: Array, masks: Array, config: ModelConfig) -> None:
+    """Raises ValueError where a batch of stacks is not the configuration's."""
+    frames, channels = config.num_frames, config.channels
+    shape = jnp.shape(images)
+    if len(shape) != 5 or shape[1] != frames or shape[-1] != channels:
+        raise ValueError(f"images: found shape {shape}, expected [B, {frames}, H, W, {channels}]")
+    if jnp.shape(masks) != (*shape[:4], 1):
+        raise ValueError(f"masks: found shape {jnp.shape(masks)}, expected {(*shape[:4], 1)}")
+
+
 class DeepSUM(nn.Module):
     """SISRNet, RegNet with its global dynamic convolution, mutual inpainting, FusionNet.
 
@@ -124,14 +134,8 @@ class DeepSUM(nn.Module):
         return Output(sr, filters, masks, base)
 
     def _check(self, images: Array, masks: Array, shifts: Array | None) -> None:
-        frames, channels = self.config.num_frames, self.config.channels
+        check_stacks(images, masks, self.config)
         shape = jnp.shape(images)
-        if len(shape) != 5 or shape[1] != frames or shape[-1] != channels:
-            raise ValueError(
-                f"images: found shape {shape}, expected [B, {frames}, H, W, {channels}]"
-            )
-        if jnp.shape(masks) != (*shape[:4], 1):
-            raise ValueError(f"masks: found shape {jnp.shape(masks)}, expected {(*shape[:4], 1)}")
         given = None if shifts is None else jnp.shape(shifts)
         wanted = (*shape[:2], 2) if self.config.registration == "correlation" else None
         if given != wanted:

@@ -24,7 +24,7 @@ from deepsum_jax.config import ModelConfig
 from deepsum_jax.scene import check_stack
 from deepsum_jax.stackfile import check_output, read_input, write_output
 from deepsum_jax.step import Forward
-from deepsum_jax.systems import param_shapes
+from deepsum_jax.systems import PARAMETERLESS, param_shapes
 
 # `python -m` finds this module imported by the package, for its public names, and worries.
 warnings.filterwarnings(
@@ -375,7 +375,7 @@ def add_system_arguments(p: argparse.ArgumentParser) -> None:
     )
     either.add_argument(
         "--system",
-        choices=("ibp", "bicubic_mean"),
+        choices=PARAMETERLESS,
         help="a system without parameters, in place of a trained one",
     )
 

@@ -33,6 +33,9 @@ LABELS = {
 }
 """What tables call each system."""
 
+PARAMETERLESS = ("ibp", "bicubic_mean")
+"""Systems that nothing is trained for."""
+
 
 def run(
     params: Params,
@@ -73,7 +76,7 @@ def head_shapes(config: ModelConfig) -> Any:
 @functools.lru_cache(maxsize=16)
 def param_shapes(config: ModelConfig) -> Any:
     """Shapes and dtypes of a system's parameters by sub-tree, as `jax.ShapeDtypeStruct`s."""
-    if config.system in ("ibp", "bicubic_mean"):
+    if config.system in PARAMETERLESS:
         return {}
     side = config.scale * max(8, config.filter_size)
     stack = (1, config.num_frames, side, side)

@@ -267,7 +267,7 @@ def _same_or_raise(path: Path, now: dict[str, Any], what: str) -> None:
         files.write_json(path, now)
 
 
-def _simulated(config: TrainConfig, workdir: Path) -> Path:
+def simulated_scenes(config: TrainConfig, workdir: Path) -> Path:
     """The simulated scenes of a run without data, made once."""
     folder = workdir / "data"
     if not folder.exists():
@@ -336,7 +336,7 @@ def train(
     new = not workdir.exists()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        root = data if data is not None else _simulated(config, workdir)
+        root = data if data is not None else simulated_scenes(config, workdir)
         cache = workdir / "cache" if config.data.cache else None
         dataset = prepare.prepare_dataset(root, config.model, config.data, cache, progress)
     except BaseException:  # Ctrl-C too: without config.json nothing could resume from this

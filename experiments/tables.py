@@ -21,14 +21,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from deepsum_jax import Bundle, cli, evaluate, figures, files, parallel, simulate
+from deepsum_jax import Bundle, cli, evaluate, figures, files, parallel
 from deepsum_jax.baselines.duf import duf_work
 from deepsum_jax.checkpoint import load_params
 from deepsum_jax.config import PRESETS, ModelConfig, TrainConfig, override, preset
-from deepsum_jax.train import train
+from deepsum_jax.systems import PARAMETERLESS
+from deepsum_jax.train import simulated_scenes, train
 from experiments import benchmark
 
 Summary = dict[str, Any]
@@ -133,7 +135,7 @@ class Bench:
         summary, _ = evaluate.evaluate(
             bundle, self.data, "test", max_frames=self.max_frames, progress=True
         )
-        side = 3 * self.base.simulation.lr_size
+        side = self.base.model.scale * self.base.simulation.lr_size
         cell = {
             **summary,
             "row": row.name,
@@ -141,13 +143,13 @@ class Bench:
             "train_seconds": seconds,
             "steps": steps,
             "gflop": work(bundle.config, side, side) / 1e9,
-            "parameters": sum(int(np.size(x)) for x in _leaves(bundle.params)),
+            "parameters": sum(int(np.size(x)) for x in jax.tree.leaves(bundle.params)),
         }
         files.write_json(self.cell_path(row, seed), cell)
 
     def _system(self, row: Row, seed: int) -> tuple[Bundle, float, dict[str, int]]:
         config = row_config(row, self.base, seed)
-        if config.model.system in ("ibp", "bicubic_mean"):
+        if config.model.system in PARAMETERLESS:
             return Bundle({}, config.model), 0.0, {}
         source = ROWS[row.trained_as or row.name]
         folder = self.workdir / "runs" / f"{source.name}-{seed}"
@@ -166,10 +168,6 @@ class Bench:
             if (folder / name).exists()
         }
         return dataclasses.replace(bundle, config=model), float(clock.read_text()), done
-
-
-def _leaves(tree: Any) -> list[Any]:
-    return [leaf for v in tree.values() for leaf in (_leaves(v) if isinstance(v, dict) else [v])]
 
 
 # --- what is written ----------------------------------------------------------------------------
@@ -316,7 +314,6 @@ def _bench(args: argparse.Namespace) -> Bench:
         raise ValueError(f"--steps-scale: found {args.steps_scale}, expected more than 0")
     base = scaled(override(preset(args.preset), args.assignments), args.steps_scale)
     parallel.use_cores([base.sisrnet.batch_size, base.regnet.batch_size, base.deepsum.batch_size])
-    data = args.data or args.workdir / "data"
     budget = {
         "configuration": base.to_dict(),
         "data": str(args.data.absolute()) if args.data else None,
@@ -325,13 +322,7 @@ def _bench(args: argparse.Namespace) -> Bench:
     kept = args.workdir / "budget.json"
     if kept.exists() and files.read_json(kept) != json.loads(json.dumps(budget)):
         raise ValueError(f"{args.workdir}: holds cells of another budget; use another --workdir")
-    if args.data is None and not data.exists():
-        s = base.simulation
-        simulation = simulate.SimulationConfig(
-            lr_size=s.lr_size, scale=base.model.scale, min_frames=s.min_frames,
-            max_frames=s.max_frames,
-        )  # fmt: skip
-        simulate.write_dataset(data, simulation, s.scenes, s.test_scenes, s.seed)
+    data = args.data or simulated_scenes(base, args.workdir)
     files.write_json(kept, budget)
     return Bench(args.workdir, data, base, args.max_frames)
 

@@ -7,20 +7,20 @@ import numpy as np
 from deepsum_jax import ops, prepare, registration
 
 
-def registered_stack(
-    images: np.ndarray, masks: np.ndarray, scale: int
+def on_grid(
+    images: np.ndarray, masks: np.ndarray, shifts: np.ndarray, scale: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Upsampled frames on frame 0's grid, by masked integer cross-correlation.
+    """Upsampled frames moved onto frame 0's grid by whole HR pixels.
 
     Args:
-      images: [N, H, W, C], finite.
+      images: [N, H, W, C].
       masks: [N, h, w] bool.
+      shifts: [N, 2] int, that register the frames.
 
     Returns:
       images [N, H, W, C] and masks [N, H, W] bool; what a shift brings in from outside is
       unreliable.
     """
-    shifts = registration.register_frames(images, ops.nearest_upsample(masks, scale))
     moved = [
         np.moveaxis(ops.translate(np.moveaxis(image, -1, 0), shift), 0, -1)
         for image, shift in zip(images, shifts)
@@ -28,11 +28,21 @@ def registered_stack(
     return np.stack(moved), prepare.aligned_masks(masks, shifts, scale)
 
 
-def registered_mean(images: np.ndarray, masks: np.ndarray, scale: int) -> np.ndarray:
-    """Mean of upsampled frames, registered on frame 0.
+def filled_mean(images: np.ndarray, clear: np.ndarray) -> np.ndarray:
+    """Mean [H, W, C] of registered images [N, H, W, C] under their masks [N, H, W].
 
     Clouded pixels are filled from the first frame that is reliable there, as in mutual
     inpainting, and keep their value where none is.
+    """
+    first = np.argmax(clear, axis=0)  # [H, W], the first reliable frame
+    donor = np.take_along_axis(images, first[None, ..., None], axis=0)
+    fill = ~clear & clear.any(axis=0)
+    return np.where(fill[..., None], donor, images).mean(axis=0)
+
+
+def registered_mean(images: np.ndarray, masks: np.ndarray, scale: int) -> np.ndarray:
+    """Mean of upsampled frames, registered on frame 0 by masked integer cross-correlation and
+    filled (see `filled_mean`).
 
     Args:
       images: [N, r·h, r·w, C], finite, frame 0 the reference.
@@ -42,11 +52,8 @@ def registered_mean(images: np.ndarray, masks: np.ndarray, scale: int) -> np.nda
     Returns:
       [r·h, r·w, C].
     """
-    images, clear = registered_stack(images, masks, scale)
-    first = np.argmax(clear, axis=0)  # [H, W], the first reliable frame
-    donor = np.take_along_axis(images, first[None, ..., None], axis=0)
-    fill = ~clear & clear.any(axis=0)
-    return np.where(fill[..., None], donor, images).mean(axis=0)
+    shifts = registration.register_frames(images, ops.nearest_upsample(masks, scale))
+    return filled_mean(*on_grid(images, masks, shifts, scale))
 
 
 def bicubic_mean(lr: np.ndarray, masks: np.ndarray, scale: int) -> np.ndarray:

@@ -33,7 +33,7 @@ import numpy as np
 
 from deepsum_jax import ops
 from deepsum_jax.config import ModelConfig
-from deepsum_jax.deepsum import input_to_output
+from deepsum_jax.deepsum import check_stacks, input_to_output
 from deepsum_jax.kernels.backend import Backend
 from deepsum_jax.layers import Conv, kernel_init
 
@@ -195,15 +195,8 @@ class DUF(nn.Module):
         return input_to_output(gathered, cfg.normalization) + depth_to_space(residual)
 
     def _check(self, images: Array, masks: Array) -> None:
-        frames, channels = self.config.num_frames, self.config.channels
-        shape = jnp.shape(images)
-        if len(shape) != 5 or shape[1] != frames or shape[-1] != channels:
-            raise ValueError(
-                f"images: found shape {shape}, expected [B, {frames}, H, W, {channels}]"
-            )
-        if jnp.shape(masks) != (*shape[:4], 1):
-            raise ValueError(f"masks: found shape {jnp.shape(masks)}, expected {(*shape[:4], 1)}")
-        lr_size(self.config, *shape[2:4])
+        check_stacks(images, masks, self.config)
+        lr_size(self.config, *jnp.shape(images)[2:4])
 
     def _generate(self, lr: Array) -> tuple[Array, Array]:
         """Filters [B, h, w, 25, r, r] and residual [B, h, w, r, r, C] from [B, N, h, w, C]."""

@@ -26,6 +26,7 @@ import numpy as np
 import scipy.ndimage
 
 from deepsum_jax import ops, prepare, registration
+from deepsum_jax.baselines.bicubic_mean import filled_mean, on_grid
 from deepsum_jax.baselines.sensor import PSF_SIGMA, Sensor, check_parameters, make_sensor
 from deepsum_jax.scene import check_stack
 
@@ -74,18 +75,6 @@ def _without_hidden(frames: np.ndarray, masks: np.ndarray) -> np.ndarray:
         )
         out[n] = out[n][tuple(nearest)]
     return out
-
-
-def _on_grid(
-    images: np.ndarray, masks: np.ndarray, shifts: np.ndarray, scale: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Upsampled frames [N, H, W, C] and masks [N, h, w], moved by whole HR pixels."""
-    whole = np.rint(shifts).astype(int)
-    moved = [
-        np.moveaxis(ops.translate(np.moveaxis(image, -1, 0), shift), 0, -1)
-        for image, shift in zip(images, whole)
-    ]
-    return np.stack(moved), prepare.aligned_masks(masks, whole, scale)
 
 
 def _match(images: np.ndarray, clear: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,13 +149,6 @@ def _register(
     for n in range(1, len(frames)):
         shifts[n] = _refine(reference, up[0], grey[n], masks[n], shifts[n], scale, psf_sigma)
     return shifts
-
-
-def _start(images: np.ndarray, clear: np.ndarray) -> np.ndarray:
-    """Bicubic+Mean [H, W, C] of registered images [N, H, W, C] and their masks [N, H, W]."""
-    donor = np.take_along_axis(images, np.argmax(clear, axis=0)[None, ..., None], axis=0)
-    fill = ~clear & clear.any(axis=0)
-    return np.where(fill[..., None], donor, images).mean(axis=0)
 
 
 # --- the iteration
@@ -281,13 +263,13 @@ def ibp(
         shifts = _register(frames, images, masks, scale, psf_sigma)
     shifts = np.asarray(shifts, np.float64)
 
-    images, clear = _on_grid(images, masks, shifts, scale)
+    images, clear = on_grid(images, masks, np.rint(shifts).astype(int), scale)
     gains, offsets = _match(images, clear)
     gain, offset = (x[:, None, None].astype(np.float32) for x in (gains, offsets))
     sensors = [make_sensor(lr.shape[1:3], s, scale, psf_sigma) for s in shifts]
     weights = np.stack([m & s.inside for m, s in zip(masks, sensors)])[..., None]
     image, residuals = _iterate(
-        _start(gain * images + offset, clear),
+        filled_mean(gain * images + offset, clear),
         gain * frames + offset,
         weights.astype(np.float32),
         sensors,
