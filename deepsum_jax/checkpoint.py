@@ -12,7 +12,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -43,7 +43,7 @@ class BundleInfo(Section):
     """Where parameters come from. Everything may be unknown but the reference rule."""
 
     bands: tuple[str, ...] = ()  # that they were trained on
-    reference: str = "clearest"  # rule that picks a stack's frame 0
+    reference: Literal["clearest", "first", "given"] = "clearest"  # how frame 0 is picked
     stage: str = ""  # that made them
     step: int = 0  # of that stage
     seed: int | None = None

@@ -152,6 +152,8 @@ class ModelConfig(Section):
     filter_size: int = 9  # K, odd: RegNet reaches ±(K − 1)/2 HR pixels
     channels: int = 1  # C, bands that are super-resolved jointly
     sisrnet_layers: int = 8  # depth of SISRNet
+    neighbours: int = 0  # k, alike pixels that SISRNet's graph layers gather; 0: convolutions only
+    norm: Literal["instance", "batch"] = "instance"  # of SISRNet's and FusionNet's layers
     system: Literal["deepsum", "duf", "sisr", "sisr_mean", "ibp", "bicubic_mean"] = "deepsum"
     registration: Literal["regnet", "shifts", "correlation", "none"] = "regnet"
     inpainting: Literal["after_registration", "before_registration", "none"] = "after_registration"
@@ -159,6 +161,7 @@ class ModelConfig(Section):
     mask_alignment: Literal["filters", "shifts"] = "filters"  # how masks reach frame 0's grid
     mask_threshold: float = 0.9  # a filtered mask is reliable from this fraction on, (0, 1]
     residual_init: Literal["glorot", "zeros"] = "glorot"  # FusionNet's last layer
+    psf_sigma: float = 0.37  # LR pixels, 0–2, of the Gaussian that IBP takes the sensor to have
     normalization: Normalization = Normalization()
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"  # of the computation
     param_dtype: Literal["float32", "float64"] = "float32"
@@ -173,7 +176,9 @@ class ModelConfig(Section):
         self._require(self.filter_size >= 1 and self.filter_size % 2 == 1, "filter_size", "odd")
         self._require(self.channels >= 1, "channels", "≥ 1")
         self._require(self.sisrnet_layers >= 1, "sisrnet_layers", "≥ 1")
+        self._require(self.neighbours >= 0, "neighbours", "≥ 0")
         self._require(0 < self.mask_threshold <= 1, "mask_threshold", "in (0, 1]")
+        self._require(0 < self.psf_sigma <= 2, "psf_sigma", "above 0, at most 2")
         for field in dataclasses.fields(Normalization):
             value = getattr(self.normalization, field.name)
             if isinstance(value, tuple) and len(value) not in (1, self.channels):
@@ -200,6 +205,7 @@ class DataConfig(Section):
     band: str = ""  # NIR, RED, any other band folder, or all; "" is the only band there is
     validation_fraction: float = 0.3  # of the training scenes of each band, (0, 1)
     split_seed: int = 1  # of the one shuffle that splits them
+    reference: Literal["clearest", "first", "given"] = "clearest"  # given: by reference.txt
     patch_size: int = 96  # on the upsampled grid, a multiple of the scale
     patches_per_scene: int = 100  # at most
     max_value: int = 60000  # LR frames with a greater value are dropped; 0 keeps all

@@ -85,16 +85,18 @@ class DeepSUM(nn.Module):
       frame_by_frame: SISRNet, RegNet and the dynamic convolution take one frame of the stack after
         another. The values stay; beside the features themselves, memory is that of one frame. Not
         for training: derivatives would keep every step.
+      training: batch norm takes the batch's statistics.
     """
 
     config: ModelConfig
     frame_by_frame: bool = False
+    training: bool = False
 
     def setup(self) -> None:
-        self.sisrnet = SISRNet(self.config)
+        self.sisrnet = SISRNet(self.config, self.training)
         if self.config.learns_registration:
             self.regnet = (nn.remat(RegNet) if self.config.rematerialize else RegNet)(self.config)
-        self.fusionnet = FusionNet(self.config)
+        self.fusionnet = FusionNet(self.config, self.training)
 
     def __call__(
         self,

@@ -49,6 +49,7 @@ class SceneScore:
     shift_errors: np.ndarray | None  # [n, 2, 2]: frames × (RegNet, cross-correlation) × (y, x)
     images: dict[str, np.ndarray]  # "LR", "Bicubic+Mean", `label`, "HR": [H, W], and "mask"
     label: str = "DeepSUM"  # of the system
+    shape: tuple[int, int] = (0, 0)  # of HR
 
     @property
     def score(self) -> float | None:
@@ -122,7 +123,8 @@ def evaluate_scene(
       max_frames: as in `predict`.
 
     Raises:
-      ValueError: another scale or number of channels.
+      ValueError: another scale or number of channels, or a scene without the reference frame
+        that the bundle's rule wants given.
     """
     lr = prepare.with_channels(scene.lr, 3)
     if scene.hr is None or scene.scale != bundle.config.scale:
@@ -134,10 +136,14 @@ def evaluate_scene(
             f"scene {scene.name!r}: found {lr.shape[-1]} channels, expected "
             f"{bundle.config.channels}"
         )
+    shape = (scene.hr.shape[0], scene.hr.shape[1])
     if not scene.masks.any():  # nothing to super-resolve: counted, not scored
         nan = math.nan
-        return SceneScore(scene.name, scene.band, 0, nan, nan, nan, scene.norm, None, {})
-    kept = select_frames(scene.masks, bundle.config.num_frames, None, max_frames)
+        return SceneScore(
+            scene.name, scene.band, 0, nan, nan, nan, scene.norm, None, {}, shape=shape
+        )
+    reference = prepare.reference_frame(scene, bundle.info.reference)
+    kept = select_frames(scene.masks, bundle.config.num_frames, reference, max_frames)
     result = super_resolve(bundle, lr, scene.masks, kept)
     mean = bicubic_mean(lr[kept], scene.masks[kept], bundle.config.scale)
     cpsnr, cssim = _score_image(result.image, scene, border)
@@ -154,8 +160,9 @@ def evaluate_scene(
         "mask": np.asarray(scene.hr_mask),
     }
     return SceneScore(
-        scene.name, scene.band, len(kept), cpsnr, cssim, baseline, scene.norm, errors, images, label
-    )
+        scene.name, scene.band, len(kept), cpsnr, cssim, baseline, scene.norm, errors, images,
+        label, shape,
+    )  # fmt: skip
 
 
 def bootstrap(
@@ -429,6 +436,12 @@ def parser() -> argparse.ArgumentParser:
         "--data", required=True, type=Path, metavar="DIR", help="scenes in the Kelvins layout"
     )
     p.add_argument("--split", choices=SPLITS, default="auto", help="default: auto")
+    p.add_argument(
+        "--reference",
+        choices=("clearest", "first", "given"),
+        help="the frame whose grid images lie on; given: by the scenes' reference.txt "
+        "(default: as in training)",
+    )
     p.add_argument("--band", default="", help="score only this band; default: every one")
     p.add_argument(
         "--max-frames",
@@ -450,6 +463,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if target is not None:
             files.check_target(target, argument)
     bundle = chosen_bundle(args)
+    if args.reference:
+        info = dataclasses.replace(bundle.info, reference=args.reference)
+        bundle = dataclasses.replace(bundle, info=info)
     kept: list[SceneScore] = []
 
     def each(score: SceneScore) -> None:

@@ -4,6 +4,7 @@
     {train,test}/{BAND}/{scene}/LR000.png ...   frames, 16-bit grey
                                /QM000.png ...   their masks, non-zero = reliable
                                /HR.png SM.png   truth and its mask; SM.png may stand alone
+                               /reference.txt   the name of one frame, optional: `LR004`
 
 Any band name and any frame size will do. Files and folders of other names (`truth.json`) are left
 alone. Every fault is one line that says which file, what was found and what was expected.
@@ -302,9 +303,23 @@ def read_scene(folder: str | os.PathLike[str] | SceneFolder, norm: float | None 
     frames, stack = tuple(map(int, lr_paths)), np.stack(list(lr.values()))
     stack_masks = np.stack(list(masks.values()))
     try:
-        return Scene(folder.name, stack, stack_masks, frames, folder.band, hr, hr_mask, norm)
+        return Scene(
+            folder.name, stack, stack_masks, frames, folder.band, hr, hr_mask, norm,
+            _read_reference(path, list(lr_paths)),
+        )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _read_reference(folder: Path, numbers: list[str]) -> int | None:
+    """The place in `numbers` of the frame that reference.txt names; None without that file."""
+    path = folder / "reference.txt"
+    if not path.is_file():
+        return None
+    name = path.read_text(encoding="utf-8", errors="replace").strip()
+    if name.removesuffix(".png").removeprefix("LR") not in numbers:
+        raise ValueError(f"reference.txt: found {name[:60]!r}, expected a frame, as LR{numbers[0]}")
+    return numbers.index(name.removesuffix(".png").removeprefix("LR"))
 
 
 def write_scene(folder: str | os.PathLike[str], scene: Scene, *, overwrite: bool = False) -> None:
@@ -328,6 +343,9 @@ def write_scene(folder: str | os.PathLike[str], scene: Scene, *, overwrite: bool
                 aside / f"LR{number:03d}.png", _to_uint16(frame, f"{title}: LR{number:03d}")
             )
             write_mask_png(aside / f"QM{number:03d}.png", mask)
+        if scene.reference is not None:
+            name = f"LR{scene.frames[scene.reference]:03d}\n"
+            (aside / "reference.txt").write_text(name, encoding="utf-8")
         if scene.hr is not None:
             write_png16(aside / "HR.png", _to_uint16(scene.hr, f"{title}: HR"))
         if scene.hr_mask is not None:

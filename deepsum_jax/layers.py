@@ -7,6 +7,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from deepsum_jax import ops
 from deepsum_jax.config import ModelConfig
@@ -59,21 +61,52 @@ class _ConvParams(nn.Module):
         return kernel, self.param("bias", nn.initializers.zeros, self.shape[-1:], dtype)
 
 
-class _NormParams(nn.Module):
-    """Scale γ and bias β of an instance norm that another layer computes."""
+class Norm(nn.Module):
+    """Instance or batch norm, as configured, over [B, N, H, W, F].
+
+    Instance norm takes statistics of every image alone. Batch norm takes those of the whole batch
+    while training, and afterwards their running averages, which are parameters that no gradient
+    of the loss moves (see `ops.track_statistics`).
+    """
 
     features: int
     config: ModelConfig
+    training: bool = False
 
-    @nn.compact
-    def __call__(self) -> tuple[Array, Array]:
+    def setup(self) -> None:
         shape, dtype = (self.features,), self.config.param_dtype
-        gamma = self.param("scale", nn.initializers.ones, shape, dtype)
-        return gamma, self.param("bias", nn.initializers.zeros, shape, dtype)
+        self.gamma = self.param("scale", nn.initializers.ones, shape, dtype)
+        self.beta = self.param("bias", nn.initializers.zeros, shape, dtype)
+        if self.config.norm == "batch":
+            self.mean = self.param("mean", nn.initializers.zeros, shape, dtype)
+            self.variance = self.param("variance", nn.initializers.ones, shape, dtype)
+
+    def affine(self) -> tuple[Array, Array]:
+        """γ and β, each [F]."""
+        return self.gamma, self.beta
+
+    def __call__(self, x: Array) -> Array:
+        if self.config.norm == "instance":
+            return ops.instance_norm(x, self.gamma, self.beta)
+        if not self.training:
+            return ops.batch_norm(x, self.gamma, self.beta, self.mean, self.variance)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean = wide.mean(axis=(0, 1, 2, 3))
+        variance = ((wide - mean) ** 2).mean(axis=(0, 1, 2, 3))
+        y = ops.batch_norm(x, self.gamma, self.beta, mean, variance)
+        y = ops.track_statistics(y, self.mean, lax.stop_gradient(mean))
+        return ops.track_statistics(y, self.variance, lax.stop_gradient(variance))
 
 
-def conv_norm_leaky(x: Array, depth: int, index: int, config: ModelConfig) -> Array:
-    """Layer `index` of SISRNet or FusionNet: 3×3 (×depth) convolution, instance norm, leaky ReLU.
+def is_statistic(path: Any) -> bool:
+    """Whether a parameter's path ends in one of batch norm's running statistics."""
+    return path[-1].key in ("mean", "variance")
+
+
+def conv_norm_leaky(
+    x: Array, depth: int, index: int, config: ModelConfig, training: bool = False
+) -> Array:
+    """Layer `index` of SISRNet or FusionNet: 3×3 (×depth) convolution, norm, leaky ReLU.
 
     To be called inside a compact module, which gets the sub-trees `conv{index}` and `norm{index}`.
     The published network has a bias in these convolutions; the norm removes it from every result,
@@ -81,6 +114,7 @@ def conv_norm_leaky(x: Array, depth: int, index: int, config: ModelConfig) -> Ar
 
     Args:
       x: [B, N, H, W, C_in].
+      training: see `Norm`.
 
     Returns:
       [B, N − depth + 1, H, W, F].
@@ -88,11 +122,13 @@ def conv_norm_leaky(x: Array, depth: int, index: int, config: ModelConfig) -> Ar
     window = (3, 3) if depth == 1 else (depth, 3, 3)
     shape = (*window, x.shape[-1], config.features)
     kernel, _ = _ConvParams(shape, config, name=f"conv{index}")()
-    gamma, beta = _NormParams(config.features, config, name=f"norm{index}")()
+    norm = Norm(config.features, config, training, name=f"norm{index}")
     kernel = kernel.reshape(depth, 3, 3, *shape[-2:]).astype(config.dtype)
+    x = x.astype(config.dtype)
+    if config.norm == "batch":
+        y = ops.conv3d(x, kernel, config.precision, config.backend)
+        return ops.leaky_relu(norm(y))
     block = functools.partial(
         ops.conv_norm_leaky, precision=config.precision, backend=config.backend
     )
-    return (jax.checkpoint(block) if config.rematerialize else block)(
-        x.astype(config.dtype), kernel, gamma, beta
-    )
+    return (jax.checkpoint(block) if config.rematerialize else block)(x, kernel, *norm.affine())

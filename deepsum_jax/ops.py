@@ -288,6 +288,41 @@ def instance_norm(x: Array, gamma: Array, beta: Array, epsilon: float = NORM_EPS
     return (normal * gamma + beta).astype(x.dtype)
 
 
+def batch_norm(
+    x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float = NORM_EPSILON
+) -> Array:
+    """Normalises every feature map by given statistics, the same for all images, then γ·x + β.
+
+    Args:
+      x: [..., H, W, F].
+      gamma, beta, mean, variance: [F].
+    """
+    factor = gamma * jax.lax.rsqrt(variance + epsilon)
+    return (x * factor + (beta - mean * factor)).astype(x.dtype)
+
+
+@jax.custom_vjp
+def track_statistics(x: Array, running: Array, measured: Array) -> Array:
+    """`x` itself; the gradient of anything made of it, by `running`, is running − measured.
+
+    A gradient step of rate m thus moves running statistics as an exponential moving average of
+    momentum 1 − m does. So they live among the parameters, where they are saved, averaged over
+    devices and handed on with the rest.
+    """
+    return x
+
+
+def _track_forward(x: Array, running: Array, measured: Array) -> tuple[Array, Array]:
+    return x, running - measured
+
+
+def _track_backward(difference: Array, gradient: Array) -> tuple[Array, Array, Array]:
+    return gradient, difference, jnp.zeros_like(difference)
+
+
+track_statistics.defvjp(_track_forward, _track_backward)
+
+
 def leaky_relu(x: Array) -> Array:
     """Leaky ReLU of slope 0.2, as in every layer of DeepSUM."""
     return jax.nn.leaky_relu(x, LEAKY_SLOPE)

@@ -64,9 +64,11 @@ def select_frames(
     clearance = masks.reshape(len(masks), -1).mean(axis=1)
     if not clearance.any():
         raise ValueError(f"masks: found no reliable pixel in any of {len(masks)} frames")
-    order = [int(n) for n in prepare.clearest_first(masks) if clearance[n] > 0]
-    if reference is not None:
-        order = [reference, *(n for n in order if n != reference)]
+    order = [
+        int(n)
+        for n in prepare.reference_first(masks, reference)
+        if clearance[n] > 0 or n == reference
+    ]
     bar = 90
     kept: list[int] = []
     while bar > -5 and len(kept) < min(frames, len(order)):
@@ -186,14 +188,23 @@ def check_predictor(bundle: Bundle) -> None:
         )
 
 
-def _reference_index(reference: int | str, frames: int) -> int | None:
-    if isinstance(reference, str) and reference == "clearest":
-        return None
+def _reference_index(reference: int | str | None, frames: int, rule: str) -> int | None:
+    if reference is None:
+        if rule == "given":
+            raise ValueError(
+                "reference: found none, expected a frame's index: these parameters were trained "
+                "with given reference frames"
+            )
+        reference = rule
+    if isinstance(reference, str) and reference in ("clearest", "first"):
+        return 0 if reference == "first" else None
     if isinstance(reference, (int, np.integer)) and not isinstance(reference, bool):
         if 0 <= reference < frames:
             return int(reference)
         raise ValueError(f"reference: found {reference}, expected 0 to {frames - 1}")
-    raise ValueError(f"reference: found {reference!r}, expected 'clearest' or a frame's index")
+    raise ValueError(
+        f"reference: found {reference!r}, expected 'clearest', 'first' or a frame's index"
+    )
 
 
 def _warn_if_unlike_training(lr: np.ndarray, masks: np.ndarray, config: ModelConfig) -> None:
@@ -244,7 +255,7 @@ def super_resolve(
     elif system == "sisr_mean":
         image = sisr_mean(bundle.params, frames, clear, config)
     elif system == "ibp":
-        image = ibp(frames, clear, config.scale)
+        image = ibp(frames, clear, config.scale, psf_sigma=config.psf_sigma)
     else:
         image = bicubic_mean(frames, clear, config.scale)
     filters = np.zeros((0, config.filter_size, config.filter_size), np.float32)
@@ -271,7 +282,7 @@ def predict(
     stack: Any,
     masks: Any = None,
     *,
-    reference: int | str = ...,
+    reference: int | str | None = ...,
     return_details: Literal[False] = ...,
     max_frames: int = ...,
 ) -> np.ndarray: ...
@@ -283,7 +294,7 @@ def predict(
     stack: Any,
     masks: Any = None,
     *,
-    reference: int | str = ...,
+    reference: int | str | None = ...,
     return_details: Literal[True],
     max_frames: int = ...,
 ) -> Prediction: ...
@@ -294,7 +305,7 @@ def predict(
     stack: Any,
     masks: Any = None,
     *,
-    reference: int | str = "clearest",
+    reference: int | str | None = None,
     return_details: bool = False,
     max_frames: int = MAX_FRAMES,
 ) -> np.ndarray | Prediction:
@@ -312,8 +323,8 @@ def predict(
       masks: [T, h, w], bool or 0/1, True = reliable, shared by the bands; None trusts all pixels.
         What they hide still counts in the network's statistics, as clouds did in training, but
         not where it is no measurement (see `prepare.fill_hidden`): NaN, or a no-data value.
-      reference: frame whose grid the image lies on: "clearest" (the earliest of a tie) or an
-        index.
+      reference: frame whose grid the image lies on: "clearest" (the earliest of a tie), "first"
+        or an index; by default as in training, which is the clearest unless set otherwise.
       return_details: return a `Prediction` instead of the image alone.
       max_frames: how many of the clearest frames to use at most (at least N are).
 
@@ -343,7 +354,10 @@ def predict(
     if not isinstance(max_frames, (int, np.integer)) or max_frames < 1:
         raise ValueError(f"max_frames: found {max_frames!r}, expected a whole number above 0")
     kept = select_frames(
-        clear, config.num_frames, _reference_index(reference, len(frames)), max_frames
+        clear,
+        config.num_frames,
+        _reference_index(reference, len(frames), params.info.reference),
+        max_frames,
     )
     if params.params:
         _warn_if_unlike_training(frames, clear, config)
@@ -421,9 +435,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--reference",
         type=_reference,
-        default="clearest",
-        metavar="clearest|K",
-        help="the frame whose grid the image lies on (default: clearest)",
+        metavar="clearest|first|K",
+        help="the frame whose grid the image lies on (default: as in training, the clearest)",
     )
     p.add_argument(
         "--max-frames",

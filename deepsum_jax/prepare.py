@@ -24,7 +24,7 @@ from deepsum_jax import deepsum, files, kelvins, ops, registration
 from deepsum_jax.config import NORMALIZATIONS, DataConfig, ModelConfig, Normalization, nearest
 from deepsum_jax.scene import Scene
 
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 
 
 class SceneSkipped(ValueError):
@@ -33,11 +33,11 @@ class SceneSkipped(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreparedScene:
-    """Frames that passed, clearest first, and the patches they can train on.
+    """Frames that passed, the reference and then the clearest, and where they can train.
 
     Attributes:
       name, band: the scene's.
-      lr: [T, h, w, C] float32 raw units, finite; frame 0 is the scene's clearest.
+      lr: [T, h, w, C] float32 raw units, finite; frame 0 is the reference.
       masks: [T, h, w] bool.
       shifts: [T, 2] int32, HR pixels: the translations that register each frame on frame 0.
       hr: [H, W, C] float32 raw units.
@@ -97,6 +97,29 @@ def fill_hidden(lr: np.ndarray, masks: np.ndarray) -> np.ndarray:
 def clearest_first(masks: np.ndarray) -> np.ndarray:
     """Indices of frames by falling count of reliable pixels; a tie keeps the stack's order."""
     return np.argsort(-masks.reshape(len(masks), -1).sum(axis=1), kind="stable")
+
+
+def reference_frame(scene: Scene, rule: str) -> int | None:
+    """The frame that a rule makes the reference; None for the clearest of those in use.
+
+    Args:
+      rule: "clearest", "first" (in the stack) or "given" (by the scene).
+
+    Raises:
+      ValueError: a scene that gives none where it should.
+    """
+    if rule == "given" and scene.reference is None:
+        raise ValueError(
+            f"scene {scene.name!r}: found no given reference frame, expected a reference.txt that "
+            "names one"
+        )
+    return {"clearest": None, "first": 0, "given": scene.reference}[rule]
+
+
+def reference_first(masks: np.ndarray, reference: int | None) -> np.ndarray:
+    """Indices of frames: the reference, then the others by clearance."""
+    order = clearest_first(masks)
+    return order if reference is None else np.r_[reference, order[order != reference]]
 
 
 def upsample(lr: np.ndarray, scale: int) -> np.ndarray:
@@ -176,9 +199,9 @@ def choose_patches(
 def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> PreparedScene:
     """Applies the training rules of the published preparation to a scene.
 
-    Frames with a value above `max_value` go, the rest is ordered by clearance and registered on
-    the clearest by integer cross-correlation of the upsampled frames, and frames shifted further
-    than `max_shift` go.
+    Frames with a value above `max_value` go, the rest is ordered by clearance behind the reference
+    (the clearest, but for other rules), registered on it by integer cross-correlation of the
+    upsampled frames, and frames shifted further than `max_shift` go.
 
     Raises:
       ValueError: a scene of another scale or channel count than the model's, or without HR.
@@ -194,13 +217,18 @@ def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> Prepare
         )
     if not scene.hr_mask.any():
         raise SceneSkipped("HR has no reliable pixel")
-    keep = scene.masks.any(axis=(1, 2))
+    keep = np.asarray(scene.masks.any(axis=(1, 2)))
     if data.max_value:
         keep &= ~(lr > data.max_value).any(axis=(1, 2, 3))
+    reference = reference_frame(scene, data.reference)
+    if reference is not None:
+        if not keep[reference]:
+            raise SceneSkipped(f"its {data.reference} frame cannot serve as reference")
+        reference = int(keep[:reference].sum())
     lr, masks = fill_hidden(lr[keep], scene.masks[keep]), scene.masks[keep]
     if len(lr) < model.num_frames:
         raise SceneSkipped(f"{len(lr)} usable frames, {model.num_frames} needed")
-    order = clearest_first(masks)
+    order = reference_first(masks, reference)
     lr, masks = lr[order], masks[order]
     shifts = registration.register_frames(
         upsample(lr, model.scale), ops.nearest_upsample(masks, model.scale), data.registration
@@ -300,7 +328,7 @@ def _cached(
     print_ = fingerprint_scene(folder.path)
     settings = {
         "format": _CACHE_FORMAT,
-        "scene": [folder.name, folder.band, print_],
+        "scene": [folder.name, folder.band, print_, _given_reference(folder.path, data)],
         "model": [model.num_frames, model.scale, model.channels],
         "data": {
             k: v
@@ -324,6 +352,12 @@ def _cached(
         with files.written_aside(path) as aside, open(aside, "wb") as file:
             np.savez(file, **_to_arrays(result))
     return print_, result
+
+
+def _given_reference(folder: Path, data: DataConfig) -> str:
+    """What reference.txt says, where it is asked for; no part of the scene's fingerprint."""
+    path = folder / "reference.txt"
+    return path.read_text(errors="replace") if data.reference == "given" and path.exists() else ""
 
 
 def _read_cached(path: Path) -> PreparedScene | str:

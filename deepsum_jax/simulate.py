@@ -190,10 +190,10 @@ def simulate_scene(
       name: of the scene; None names it imgset and the index.
 
     Returns:
-      (scene, truth): frames uint16 [T, h, w] and HR uint16 [r*h, r*w], 14-bit values, without
-      `norm` (see `kelvins_norm`); and what `truth.json` holds: the translation (dy, dx) in HR
-      pixels that puts each frame, and HR, on the scene's grid. From frame n to frame m it is
-      t_n - t_m.
+      (scene, truth): frames uint16 [T, h, w] and HR uint16 [r*h, r*w], 14-bit values, the frame
+      nearest to HR in time as `reference`, without `norm` (see `kelvins_norm`); and what
+      `truth.json` holds: the translation (dy, dx) in HR pixels that puts each frame, and HR, on
+      the scene's grid. From frame n to frame m it is t_n - t_m.
 
     Raises:
       ValueError: a band other than the two, or a negative seed or index.
@@ -232,6 +232,7 @@ def simulate_scene(
         band=band,
         hr=hr,
         hr_mask=hr_mask,
+        reference=int(np.abs(dates - hr_date).argmin()),
     )
     truth = {
         "units": "HR pixels",

@@ -53,7 +53,7 @@ def sisrnet_loss(
     params: Params, batch: Batch, config: TrainConfig
 ) -> tuple[Array, dict[str, Array]]:
     """Registered MSE of single-image super-resolution, in input units."""
-    sr = systems.sisr(params, batch["images"][:, 0], config.model)
+    sr = systems.sisr(params, batch["images"][:, 0], config.model, training=True)
     loss = losses.registered_mse(sr, batch["hr"], batch["hr_mask"], config.border)
     return loss, {}
 
@@ -120,7 +120,9 @@ def deepsum_loss(
     model = config.model
     registered = model.mask_alignment == "shifts"
     shifts = batch.get("frame_shifts")
-    output = systems.run(params, batch["images"], batch["masks"], model, registered, shifts)
+    output = systems.run(
+        params, batch["images"], batch["masks"], model, registered, shifts, training=True
+    )
     loss = losses.registered_mse(output.sr, batch["hr"], batch["hr_mask"], config.border)
     return loss, {}
 

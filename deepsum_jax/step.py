@@ -17,12 +17,14 @@ from jax import lax
 from deepsum_jax import systems
 from deepsum_jax.config import ModelConfig, StageConfig, TrainConfig
 from deepsum_jax.deepsum import Params, from_output
+from deepsum_jax.layers import is_statistic
 from deepsum_jax.stages import Stage
 
 Array = jax.Array
 Batch = Mapping[str, Array]
 
 _LARGE = 2**14  # pixels from which on one frame fills a device by itself
+_STATISTICS_RATE = 0.05  # what a step's batch adds to batch norm's running statistics
 
 
 class TrainState(NamedTuple):
@@ -33,8 +35,13 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def make_optimizer(config: StageConfig) -> optax.GradientTransformation:
-    """Adam with the stage's schedule and clipping; betas and epsilon as published."""
+def make_optimizer(
+    config: StageConfig, model: ModelConfig = ModelConfig()
+) -> optax.GradientTransformation:
+    """Adam with the stage's schedule and clipping; betas and epsilon as published.
+
+    Running statistics of a model with batch norm move by themselves, apart from it.
+    """
     rate: optax.ScalarOrSchedule = config.learning_rate
     if config.schedule == "cosine" or config.warmup_steps:
         rest = max(1, config.steps - config.warmup_steps)
@@ -59,7 +66,17 @@ def make_optimizer(config: StageConfig) -> optax.GradientTransformation:
             return {name: name == "regnet" for name in params}
 
         transforms.append(optax.masked(optax.scale(config.regnet_rate), is_regnet))
-    return optax.chain(*transforms)
+    if model.norm != "batch":
+        return optax.chain(*transforms)
+
+    def kinds(params: Params) -> Params:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "statistics" if is_statistic(path) else "learned", params
+        )
+
+    return optax.partition(
+        {"learned": optax.chain(*transforms), "statistics": optax.sgd(_STATISTICS_RATE)}, kinds
+    )
 
 
 def split_params(params: Params, stage: Stage) -> tuple[Params, Params]:
@@ -70,7 +87,7 @@ def split_params(params: Params, stage: Stage) -> tuple[Params, Params]:
 
 def init_state(params: Params, stage: Stage, config: TrainConfig) -> TrainState:
     """The state before a stage's first step."""
-    optimizer = make_optimizer(getattr(config, stage.name))
+    optimizer = make_optimizer(getattr(config, stage.name), config.model)
     trained, _ = split_params(params, stage)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained))
 
@@ -111,7 +128,7 @@ def make_train_step(
     Returns:
       (state, batch) → (state, {"loss", "gradient_norm", …} scalars).
     """
-    optimizer = make_optimizer(getattr(config, stage.name))
+    optimizer = make_optimizer(getattr(config, stage.name), config.model)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         trained, read = split_params(state.params, stage)

@@ -45,19 +45,20 @@ def run(
     masks_registered: bool = False,
     shifts: Array | None = None,
     frame_by_frame: bool = False,
+    training: bool = False,
 ) -> Output:
     """A stack network on a batch; arguments as of `DeepSUM`. DUF registers nothing."""
     if config.system != "duf":
-        network = DeepSUM(config, frame_by_frame)
+        network = DeepSUM(config, frame_by_frame, training)
         return apply(network, params, images, masks, masks_registered, shifts)
     sr = apply(DUF(config), params["duf"], images, masks)
     filters = jnp.zeros((*images.shape[:1], 0, config.filter_size, config.filter_size))
     return Output(sr, filters, masks, jnp.zeros_like(sr))
 
 
-def sisr(params: Params, images: Array, model: ModelConfig) -> Array:
+def sisr(params: Params, images: Array, model: ModelConfig, training: bool = False) -> Array:
     """SISRNet with its head: standardised images [..., H, W, C] → sharper ones, same units."""
-    features = apply(SISRNet(model), params["sisrnet"], images)
+    features = apply(SISRNet(model, training), params["sisrnet"], images)
     residual = apply(SISRHead(model), params["sisr_head"], features)
     return images + residual.astype(images.dtype)
 
@@ -100,7 +101,7 @@ def param_shapes(config: ModelConfig) -> Any:
 
 def draw_params(shapes: Any, key: Array) -> Params:
     """Fresh parameters of given shapes: Glorot normal kernels truncated at two deviations, zero
-    biases, unit scales.
+    biases, unit scales; running statistics of mean 0 and variance 1.
 
     Drawn on the host: it takes milliseconds, where compiling as many small random programs takes
     seconds, and gives the same values on every device.
@@ -111,7 +112,7 @@ def draw_params(shapes: Any, key: Array) -> Params:
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = path[-1].key
         if name != "kernel":
-            return np.full(leaf.shape, 1.0 if name == "scale" else 0.0, leaf.dtype)
+            return np.full(leaf.shape, float(name in ("scale", "variance")), leaf.dtype)
         fans = np.prod(leaf.shape[:-2]) * (leaf.shape[-2] + leaf.shape[-1]) / 2
         truncated = scipy.special.ndtri(rng.uniform(low, 1 - low, leaf.shape))
         # The truncation takes variance away: 0.8796… is the deviation that it leaves.

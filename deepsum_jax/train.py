@@ -130,6 +130,7 @@ def _bundle(
     bands = sorted({s.band for s in (*data.train, *data.validation)})
     info = BundleInfo(
         bands=tuple(bands),
+        reference=config.data.reference,
         stage=stage.name,
         step=step,
         seed=config.seed,
@@ -301,6 +302,7 @@ def train(
     only: Sequence[str] = (),
     init: Path | None = None,
     progress: bool = True,
+    report: bool = True,
 ) -> Bundle:
     """Trains a network, or goes on with a training that was interrupted.
 
@@ -312,6 +314,7 @@ def train(
         and the last).
       init: a bundle or workdir whose parameters take the place of fresh ones.
       progress: show bars.
+      report: score and draw the held-out scenes at the end.
 
     Returns:
       The best bundle.
@@ -369,7 +372,7 @@ def train(
         run_stage(stage, config, dataset, workdir, log, start, progress)
     log.close()
     bundle = load_params(workdir)
-    if parallel.is_first_process() and not missing_parts(bundle):
+    if report and parallel.is_first_process() and not missing_parts(bundle):
         _report(bundle, root, workdir, progress)
     return bundle
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deepsum_jax import cli
-from experiments import tables
-
-ROWS = (tables.CORRELATION, tables.SHIFTS, tables.DEEPSUM)
+from experiments import exhibits, tables
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    tables.run("registration", "Registration: shifts against filters", ROWS, argv)
+    tables.main(exhibits.REGISTRATION, argv)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deepsum_jax import cli
-from experiments import tables
-
-ROWS = (tables.UNREGISTERED, tables.DEEPSUM)
+from experiments import exhibits, tables
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    tables.run("table1", "Table I: what RegNet brings", ROWS, argv)
+    tables.main(exhibits.TABLE1, argv)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deepsum_jax import cli
-from experiments import tables
-
-ROWS = (tables.BICUBIC, tables.IBP, tables.SISR, tables.SISR_MEAN, tables.DUF, tables.DEEPSUM)
+from experiments import exhibits, tables
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    tables.run("table2", "Table II: systems", ROWS, argv)
+    tables.main(exhibits.TABLE2, argv)
 
 
 if __name__ == "__main__":

@@ -1,293 +1,224 @@
-"""The engine of the tables: systems trained with one budget, scored on the same test scenes.
+"""Cells made into tables, charts and curves, with paired statistics; and the command for one.
 
-A table is a list of rows; a cell is one row with one seed. Cells are kept under the working
-directory as they end, and tables that share a row share its cell, so a run that was interrupted, or
-another table, goes on with what is there. A row that has not run reads "not run".
-
-Every learned system sees the same scenes, patches and batch sizes. Networks over stacks get the
-preset's end-to-end steps behind whatever pretraining they have; systems without stages of their own
-(SISR, DUF) get the steps of SISRNet's pretraining and of the end-to-end stage together.
+Systems are held against another on the same scenes: the mean difference of their cPSNR (over the
+seeds that have run), a bootstrap interval over scenes, and the scenes won. A row of which nothing
+has run reads "not run".
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import json
-import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from deepsum_jax import Bundle, cli, evaluate, figures, files, parallel
-from deepsum_jax.baselines.duf import duf_work
-from deepsum_jax.checkpoint import load_params
-from deepsum_jax.config import PRESETS, ModelConfig, TrainConfig, override, preset
-from deepsum_jax.systems import PARAMETERLESS
-from deepsum_jax.train import simulated_scenes, train
-from experiments import benchmark
+from deepsum_jax import cli, evaluate, figures, files, parallel
+from deepsum_jax.config import PRESETS, override, preset
+from experiments.cells import Bench, Cell, missing, run_all
+from experiments.exhibits import ROWS, Exhibit
+from experiments.rows import STAGES, Row, scaled
 
-Summary = dict[str, Any]
+Entry = dict[str, Any]
 
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One system of a table.
-
-    Attributes:
-      name: of its cells.
-      label: in the table.
-      settings: overrides of the table's configuration, as `--set` takes them.
-      trained_as: name of the row whose parameters it uses; itself by default.
-    """
-
-    name: str
-    label: str
-    settings: tuple[str, ...] = ()
-    trained_as: str = ""
+# --- statistics ---------------------------------------------------------------------------------
 
 
-BICUBIC = Row("bicubic_mean", "Bicubic+Mean", ("model.system=bicubic_mean",))
-IBP = Row("ibp", "IBP", ("model.system=ibp",))
-SISR = Row("sisr", "SISR", ("model.system=sisr",))
-SISR_MEAN = Row("sisr_mean", "SISR+Mean", ("model.system=sisr_mean",), trained_as="sisr")
-DUF = Row("duf", "DUF", ("model.system=duf",))
-DEEPSUM = Row("deepsum", "DeepSUM")
-UNREGISTERED = Row("no_registration", "DeepSUM without RegNet", ("model.registration=none",))
-CORRELATION = Row(
-    "correlation", "cross-correlation, fixed kernel", ("model.registration=correlation",)
-)
-SHIFTS = Row("shifts", "learned shifts, fixed kernel", ("model.registration=shifts",))
-ROWS = {
-    row.name: row
-    for row in (BICUBIC, IBP, SISR, SISR_MEAN, DUF, DEEPSUM, UNREGISTERED, CORRELATION, SHIFTS)
-}
+def scene_values(cells: Sequence[Cell]) -> dict[str, float]:
+    """Mean over seeds of every scene's cPSNR, NaN where one has none; by BAND/NAME."""
+    values = [
+        {f"{s['band']}/{s['name']}": float(s["cpsnr"] or np.nan) for s in cell["scenes"]}
+        for cell in cells
+    ]
+    common = [name for name in values[0] if all(name in v for v in values)]
+    return {name: float(np.mean([v[name] for v in values])) for name in common}
 
 
-def scaled(config: TrainConfig, factor: float) -> TrainConfig:
-    """A configuration with all stages' steps times a factor."""
-    stages = {}
-    for name in ("sisrnet", "regnet", "deepsum"):
-        stage = getattr(config, name)
-        stages[name] = dataclasses.replace(stage, steps=max(1, round(stage.steps * factor)))
-    return dataclasses.replace(config, **stages)
+def differences(a: dict[str, float], b: dict[str, float]) -> np.ndarray:
+    """a − b over the scenes that both have: [S]."""
+    paired = np.array([a[name] - b[name] for name in a if name in b])
+    return paired[np.isfinite(paired)]
 
 
-def row_config(row: Row, base: TrainConfig, seed: int) -> TrainConfig:
-    """What a row trains with."""
-    config = override(base, [*row.settings, f"seed={seed}"])
-    both = base.sisrnet.steps + base.deepsum.steps
-    if config.model.system in ("sisr", "sisr_mean"):
-        return override(config, [f"sisrnet.steps={both}"])
-    if config.model.system == "duf":
-        return override(config, [f"deepsum.steps={both}"])
-    return config
-
-
-def work(model: ModelConfig, height: int, width: int) -> float:
-    """Nominal operations of one forward pass of a system over a stack."""
-    if model.system == "duf":
-        return duf_work(model, height, width)
-    parts = benchmark.nominal_work(model, height, width)
-    if model.system == "sisr":
-        return parts.sisrnet / model.num_frames
-    if model.system == "sisr_mean":
-        return parts.sisrnet
-    if model.system != "deepsum":
-        return 0.0
-    registration = {"none": 0.0, "correlation": parts.dynamic}
-    return (
-        parts.sisrnet
-        + parts.fusionnet
-        + registration.get(model.registration, parts.regnet + parts.dynamic)
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """Where cells are made and kept: one budget, one data set."""
-
-    workdir: Path
-    data: Path
-    base: TrainConfig
-    max_frames: int
-
-    def cell_path(self, row: Row, seed: int) -> Path:
-        return self.workdir / "cells" / f"{row.name}-{seed}.json"
-
-    def cell(self, row: Row, seed: int) -> Summary | None:
-        """A finished cell, or None."""
-        path = self.cell_path(row, seed)
-        return dict(files.read_json(path)) if path.exists() else None
-
-    def run(self, row: Row, seed: int) -> None:
-        """Trains and scores a cell, unless it is there."""
-        if self.cell(row, seed) is not None:
-            return
-        print(f"\n=== {row.label}, seed {seed}", flush=True)
-        bundle, seconds, steps = self._system(row, seed)
-        summary, _ = evaluate.evaluate(
-            bundle, self.data, "test", max_frames=self.max_frames, progress=True
-        )
-        side = self.base.model.scale * self.base.simulation.lr_size
-        cell = {
-            **summary,
-            "row": row.name,
-            "seed": seed,
-            "train_seconds": seconds,
-            "steps": steps,
-            "gflop": work(bundle.config, side, side) / 1e9,
-            "parameters": sum(int(np.size(x)) for x in jax.tree.leaves(bundle.params)),
-        }
-        files.write_json(self.cell_path(row, seed), cell)
-
-    def _system(self, row: Row, seed: int) -> tuple[Bundle, float, dict[str, int]]:
-        config = row_config(row, self.base, seed)
-        if config.model.system in PARAMETERLESS:
-            return Bundle({}, config.model), 0.0, {}
-        source = ROWS[row.trained_as or row.name]
-        folder = self.workdir / "runs" / f"{source.name}-{seed}"
-        clock = folder.with_suffix(".seconds")
-        own = row_config(source, self.base, seed)
-        if not clock.exists():
-            start = time.perf_counter()
-            train(folder, own, self.data)
-            shutil.rmtree(folder / "cache", ignore_errors=True)
-            clock.write_text(f"{time.perf_counter() - start:.1f}\n")
-        bundle = load_params(folder)
-        model = dataclasses.replace(bundle.config, system=config.model.system)
-        done = {
-            name: getattr(own, name).steps
-            for name in ("sisrnet", "regnet", "deepsum")
-            if (folder / name).exists()
-        }
-        return dataclasses.replace(bundle, config=model), float(clock.read_text()), done
+def entry(bench: Bench, row: Row, seeds: Sequence[int]) -> Entry:
+    """A row of a table as plain data, held against what the row says."""
+    out: Entry = {"row": row.name, "system": row.label, "cpsnr": None}
+    cells = [c for c in (bench.cell(row, seed) for seed in seeds) if c is not None]
+    if not cells:
+        return out
+    values = scene_values(cells)
+    means = [c["mean"]["cpsnr"] for c in cells if c["mean"]["cpsnr"] is not None]
+    finite = [v for v in values.values() if np.isfinite(v)]
+    out |= {
+        "cpsnr": float(np.mean(finite)) if finite else None,
+        "seeds": len(cells),
+        "seed_deviation": float(np.std(means, ddof=1)) if len(means) > 1 else None,
+        "cssim": float(np.mean([c["mean"]["cssim"] or np.nan for c in cells])),
+        "scenes": len(values),
+        "gflop": cells[0]["gflop"],
+        "parameters": cells[0]["parameters"],
+        "train_seconds": float(np.mean([c["train_seconds"] for c in cells])),
+        "steps": cells[0]["steps"],
+        "made": sorted({f"{c['made']['date']} {c['made']['commit']}" for c in cells}),
+    }
+    other = bench.rows[row.against]
+    held = [c for c in (bench.cell(other, seed) for seed in seeds) if c is not None]
+    if other.name != row.name and held:
+        behind = differences(scene_values(held), values)
+        if behind.size:
+            low, high = evaluate.bootstrap(behind)
+            out |= {
+                "against": other.label,
+                "behind": float(behind.mean()),
+                "low": low,
+                "high": high,
+                "wins": int((behind > 0).sum()),
+                "of": int(behind.size),
+            }
+    return out
 
 
 # --- what is written ----------------------------------------------------------------------------
 
 
-def _cpsnr(cells: Sequence[Summary]) -> np.ndarray:
-    """Mean over seeds of every scene's cPSNR, NaN where there is none: [S]."""
-    values = [[s["cpsnr"] for s in cell["scenes"]] for cell in cells]
-    return np.asarray(values, np.float64).mean(axis=0)  # None becomes NaN
-
-
-def _interval(differences: np.ndarray) -> str:
-    low, high = evaluate.bootstrap(differences)
-    return f"{low:+.2f} to {high:+.2f}"
-
-
-def lines(bench: Bench, rows: Sequence[Row], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The table as plain data, one entry a row; all are held against the last one."""
-    cells = {row.name: [bench.cell(row, seed) for seed in seeds] for row in rows}
-    last = cells[rows[-1].name]
-    out: list[dict[str, Any]] = []
-    for row in rows:
-        found = [c for c in cells[row.name] if c is not None]
-        entry: dict[str, Any] = {"system": row.label, "cpsnr": None}
-        out.append(entry)
-        if len(found) < len(seeds):
-            continue
-        values = _cpsnr(found)
-        entry |= {
-            "cpsnr": float(np.nanmean(values)),
-            "cssim": float(np.mean([c["mean"]["cssim"] for c in found])),
-            "scenes": len(values),
-            "gflop": found[0]["gflop"],
-            "parameters": found[0]["parameters"],
-            "train_seconds": float(np.mean([c["train_seconds"] for c in found])),
-            "steps": found[0]["steps"],
-        }
-        if row is not rows[-1] and all(c is not None for c in last):
-            differences = _cpsnr([c for c in last if c is not None]) - values
-            differences = differences[np.isfinite(differences)]
-            entry |= {
-                "behind": float(differences.mean()),
-                "interval": _interval(differences),
-                "wins": f"{int((differences > 0).sum())} of {len(differences)}",
-            }
-    return out
-
-
-def markdown(table: Sequence[dict[str, Any]], caption: str) -> str:
-    """The table as Markdown; a row without its cells says so."""
-    last = table[-1]["system"]
-    out = [
-        f"| system | cPSNR dB | cSSIM | {last} is better by (95 %) | on scenes | steps | "
-        "training s | GFLOP | parameters |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+def markdown(table: Sequence[Entry], seeds: int, first: str = "system") -> str:
+    """The table as Markdown."""
+    names = {t["against"] for t in table if "against" in t}
+    better = f"{names.pop()} is better by" if len(names) == 1 else "its DeepSUM is better by"
+    head = [first, "cPSNR dB", "cSSIM", f"{better} (95 %)", "on scenes", "steps", "training s",
+            "GFLOP", "parameters"]  # fmt: skip
+    lines = []
     for t in table:
         if t["cpsnr"] is None:
-            out.append(f"| {t['system']} | not run | | | | | | | |")
+            lines.append([t["system"], "not run", *[""] * (len(head) - 2)])
             continue
-        behind = f"{t['behind']:+.2f} ({t['interval']})" if "behind" in t else ""
-        steps = " + ".join(str(v) for v in t["steps"].values()) or "–"
-        gflop = f"{t['gflop']:.1f}" if t["gflop"] else "–"
-        out.append(
-            f"| {t['system']} | {t['cpsnr']:.2f} | {t['cssim']:.4f} | {behind} "
-            f"| {t.get('wins', '')} | {steps} | {t['train_seconds']:.0f} | {gflop} "
-            f"| {t['parameters']:,} |"
+        behind = f"{t['behind']:+.2f} ({t['low']:+.2f} to {t['high']:+.2f})" if "of" in t else ""
+        spread = f" ± {t['seed_deviation']:.2f}" if t["seed_deviation"] is not None else ""
+        some = f" ({t['seeds']} of {seeds} seeds)" if 1 < seeds > t["seeds"] and t["steps"] else ""
+        lines.append(
+            [
+                t["system"],
+                f"{t['cpsnr']:.2f}{spread}{some}",
+                f"{t['cssim']:.4f}",
+                behind,
+                f"{t['wins']} of {t['of']}" if "of" in t else "",
+                " + ".join(str(v) for v in t["steps"].values()) or "–",
+                f"{t['train_seconds']:.0f}",
+                f"{t['gflop']:.1f}" if t["gflop"] else "–",
+                f"{t['parameters']:,}",
+            ]
         )
-    return "\n".join(out) + f"\n\n{caption}\n"
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
-def chart(table: Sequence[dict[str, Any]], title: str) -> Figure:
+def chart(table: Sequence[Entry], title: str) -> Figure:
     """The rows as dots on one axis, which need not begin at zero as bars would."""
     known = [t for t in table if t["cpsnr"] is not None]
     figure = Figure(figsize=(7, 0.45 * len(known) + 1.1), layout="constrained")
     axis = figure.subplots()
     for y, t in enumerate(known):
-        axis.plot(t["cpsnr"], y, "o", color="#4878a8")
-        axis.annotate(f"{t['cpsnr']:.2f}", (t["cpsnr"], y), (7, 0), textcoords="offset points",
-                      va="center", fontsize=9)  # fmt: skip
+        axis.errorbar(t["cpsnr"], y, xerr=t["seed_deviation"], fmt="o", color="#4878a8", capsize=3)
+        axis.annotate(f"{t['cpsnr']:.2f}", (t["cpsnr"], y), (0, 7), textcoords="offset points",
+                      ha="center", fontsize=9)  # fmt: skip
     axis.set_yticks(range(len(known)), [t["system"] for t in known])
     axis.set(xlabel="mean cPSNR on the test scenes, dB", title=title)
-    axis.margins(x=0.15, y=0.15)
+    axis.margins(x=0.15, y=0.2)
     axis.grid(axis="x", alpha=0.3)
     axis.invert_yaxis()
     return figure
 
 
-def write(
-    output: Path, name: str, title: str, table: Sequence[dict[str, Any]], caption: str
-) -> str:
-    """Writes CSV, Markdown and PNG; returns the Markdown."""
-    text = markdown(table, caption)
-    with files.written_aside(output / f"{name}.csv") as aside, open(aside, "w", newline="") as file:
-        entries = [{**t, "steps": json.dumps(t.get("steps"))} for t in table]
-        writer = csv.DictWriter(file, dict.fromkeys(key for entry in entries for key in entry))
-        writer.writeheader()
-        writer.writerows(entries)
-        file.write(f"# {caption}\n")
-    with files.written_aside(output / f"{name}.md") as aside:
-        aside.write_text(f"# {title}\n\n{text}")
-    figures.save(chart(table, title), output / f"{name}.png")
+_COLOURS = ("#4878a8", "#c8663c", "#4f9a5b")
+
+
+def curves(exhibit: Exhibit, entries: dict[str, Entry]) -> Figure:
+    """The curves over their axis; the table's rows as level lines."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for (label, points), colour in zip(exhibit.curves.items(), _COLOURS):
+        known = [(x, entries[r.name]) for x, r in points if entries[r.name]["cpsnr"] is not None]
+        if known:
+            axis.errorbar(
+                [x for x, _ in known], [t["cpsnr"] for _, t in known],
+                yerr=[t["seed_deviation"] or 0 for _, t in known],
+                fmt="o-", color=colour, label=label, capsize=3,
+            )  # fmt: skip
+    for row in exhibit.table:
+        if entries[row.name]["cpsnr"] is not None:
+            axis.axhline(entries[row.name]["cpsnr"], color="grey", linestyle="--", label=row.label)
+    axis.set(xlabel=exhibit.axis, ylabel="mean cPSNR on the test scenes, dB", title=exhibit.title)
+    axis.grid(alpha=0.3)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend()
+    return figure
+
+
+def _curve_table(exhibit: Exhibit, entries: dict[str, Entry]) -> list[Entry]:
+    """The points of all curves as rows."""
+    out = [entries[row.name] for row in exhibit.table]
+    for label, points in exhibit.curves.items():
+        out += [{**entries[row.name], "system": f"{label}, {x:g}", "x": x} for x, row in points]
+    return out
+
+
+def write(output: Path, exhibit: Exhibit, bench: Bench, seeds: Sequence[int], caption: str) -> str:
+    """Writes an exhibit's CSV, Markdown and PNG from the cells there are; returns the Markdown."""
+    entries = {row.name: entry(bench, row, seeds) for row in exhibit.rows}
+    if exhibit.curves:
+        table, figure = _curve_table(exhibit, entries), curves(exhibit, entries)
+    else:
+        table = [entries[row.name] for row in exhibit.table]
+        figure = chart(table, exhibit.title)
+    made = sorted({m for t in table for m in t.get("made", ())})
+    caption += f" Cells made {', '.join(made)}." if made else ""
+    text = markdown(table, len(seeds), f"system, {exhibit.axis}" if exhibit.axis else "system")
+    with files.written_aside(output / f"{exhibit.name}.csv") as aside:
+        _write_csv(aside, table, caption)
+    with files.written_aside(output / f"{exhibit.name}.md") as aside:
+        aside.write_text(f"# {exhibit.title}\n\n{exhibit.about}\n\n{text}\n{caption}\n")
+    figures.save(figure, output / f"{exhibit.name}.png")
     return text
+
+
+_COLUMNS = (
+    "row", "system", "x", "cpsnr", "seeds", "seed_deviation", "cssim", "scenes", "against",
+    "behind", "low", "high", "wins", "of", "steps", "train_seconds", "gflop", "parameters", "made",
+)  # fmt: skip
+
+
+def _write_csv(path: Path, table: Sequence[Entry], caption: str) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        for t in table:
+            lists = [k for k in ("steps", "made") if k in t]
+            writer.writerow({**t, **{k: json.dumps(t[k]) for k in lists}})
+        file.write(f"# {caption}\n")
 
 
 # --- the command --------------------------------------------------------------------------------
 
 
-def parser(module: str, title: str) -> argparse.ArgumentParser:
-    """The arguments that all tables share."""
+def parser(command: str, what: str) -> argparse.ArgumentParser:
+    """The arguments that all experiments share."""
     p = cli.parser(
-        f"python -m experiments.{module}",
-        f"{title}: train what is missing, score it on the test scenes, write the table.",
-        "A run that was interrupted goes on; tables in one --workdir share their rows.",
+        command,
+        f"{what}\nTrains what is missing, scores it on held-out scenes, writes CSV, Markdown and "
+        "PNG.",
+        "A run that was interrupted goes on. Experiments in one --workdir share what they train.",
     )
     p.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="for runs and cells")
     p.add_argument(
-        "--data", type=Path, metavar="DIR", help="Kelvins layout, HR in test/ (default: simulated)"
-    )
-    p.add_argument("--output", type=Path, metavar="DIR", help="for the table (default: --workdir)")
+        "--data", type=Path, metavar="DIR",
+        help="scenes in the Kelvins layout; scored where test/ has HR, else on those that training "
+        "leaves out (default: simulated)",
+    )  # fmt: skip
+    p.add_argument("--output", type=Path, metavar="DIR", help="for the files (default: --workdir)")
     p.add_argument("--preset", default="demo", help=f"{', '.join(PRESETS)} (default: %(default)s)")
     p.add_argument(
         "--set", action="append", default=[], dest="assignments", metavar="SECTION.FIELD=VALUE",
@@ -309,11 +240,16 @@ def parser(module: str, title: str) -> argparse.ArgumentParser:
     return p
 
 
-def _bench(args: argparse.Namespace) -> Bench:
+def make_bench(args: argparse.Namespace) -> Bench:
+    """The bench that the arguments mean.
+
+    Raises:
+      ValueError: a setting out of range, or a working directory of another budget.
+    """
     if not 0 < args.steps_scale < float("inf"):
         raise ValueError(f"--steps-scale: found {args.steps_scale}, expected more than 0")
     base = scaled(override(preset(args.preset), args.assignments), args.steps_scale)
-    parallel.use_cores([base.sisrnet.batch_size, base.regnet.batch_size, base.deepsum.batch_size])
+    parallel.use_cores([getattr(base, stage).batch_size for stage in STAGES])
     budget = {
         "configuration": base.to_dict(),
         "data": str(args.data.absolute()) if args.data else None,
@@ -322,24 +258,35 @@ def _bench(args: argparse.Namespace) -> Bench:
     kept = args.workdir / "budget.json"
     if kept.exists() and files.read_json(kept) != json.loads(json.dumps(budget)):
         raise ValueError(f"{args.workdir}: holds cells of another budget; use another --workdir")
-    data = args.data or simulated_scenes(base, args.workdir)
+    if args.data and not args.data.is_dir():
+        raise FileNotFoundError(f"{args.data}: found no such folder, expected scenes in it")
     files.write_json(kept, budget)
-    return Bench(args.workdir, data, base, args.max_frames)
+    return Bench(args.workdir, args.data, base, args.max_frames, ROWS)
 
 
-def run(module: str, title: str, rows: Sequence[Row], argv: Sequence[str] | None = None) -> None:
-    """One table from its command line."""
-    args = parser(module, title).parse_args(argv)
-    bench = _bench(args)
-    if not args.no_run:
-        for seed in args.seeds:
-            for row in rows:
-                bench.run(row, seed)
-    command = f"python -m experiments.{module} --preset {args.preset}"
-    command += "".join(f" --set {a}" for a in args.assignments)
+def caption(command: str, args: argparse.Namespace) -> str:
+    """What was asked for, to stand under every table and figure."""
+    command += f" --preset {args.preset}" + "".join(f" --set {a}" for a in args.assignments)
     command += f" --steps-scale {args.steps_scale:g} --seeds {' '.join(map(str, args.seeds))}"
-    about = ", ".join(f"{k} {v}" for k, v in benchmark.machine().items())
     scenes = "the given data" if args.data else "simulated scenes"
-    caption = f"Test part of {scenes}, at most {args.max_frames} frames. `{command}`; {about}."
-    table = lines(bench, rows, args.seeds)
-    print("\n" + write(args.output or args.workdir, module, title, table, caption))
+    return f"Held-out part of {scenes}, at most {args.max_frames} frames. `{command}`."
+
+
+def main(exhibit: Exhibit, argv: Sequence[str] | None = None) -> None:
+    """An exhibit from its command line."""
+    command = f"python -m experiments.{exhibit.name}"
+    args = parser(command, f"{exhibit.title}. {exhibit.about}").parse_args(argv)
+    bench = make_bench(args)
+    about = caption(command, args)
+    output = args.output or args.workdir
+    cells = [] if args.no_run else missing(bench, exhibit.rows, args.seeds)
+    failures = run_all(bench, cells, lambda row: _rewrite(output, exhibit, bench, args, about))
+    print(f"\n{exhibit.title}\n\n{write(output, exhibit, bench, args.seeds, about)}")
+    if failures:
+        raise ValueError(f"{len(failures)} cells failed: {'; '.join(failures)}")
+
+
+def _rewrite(
+    output: Path, exhibit: Exhibit, bench: Bench, args: argparse.Namespace, about: str
+) -> None:
+    write(output, exhibit, bench, args.seeds, about)

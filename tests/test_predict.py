@@ -306,8 +306,8 @@ def test_wholly_clouded_reference() -> None:
 
 @pytest.mark.parametrize(
     ("reference", "expected"),
-    [(-1, "0 to 2"), (3, "0 to 2"), (2**70, "0 to 2"), ("sharpest", "'clearest' or a frame"),
-     ("0", "'clearest'"), (1.0, "'clearest'"), (True, "'clearest'"), (None, "'clearest'"),
+    [(-1, "0 to 2"), (3, "0 to 2"), (2**70, "0 to 2"), ("sharpest", "'first' or a frame"),
+     ("0", "'clearest'"), (1.0, "'clearest'"), (True, "'clearest'"),
      (np.array([0, 1]), "'clearest'")],
 )  # fmt: skip
 def test_unknown_reference(reference: Any, expected: str) -> None:

@@ -21,9 +21,11 @@ import numpy as np
 import scipy.sparse
 import scipy.special
 
+from deepsum_jax.config import ModelConfig
+
 # Chosen on simulated scenes. With the pixel's own integration it leaves a third of the contrast at
 # the LR grid's Nyquist frequency.
-PSF_SIGMA = 0.37  # LR pixels, 0..2
+PSF_SIGMA = ModelConfig.psf_sigma  # LR pixels, 0..2
 
 _PSF_REACH = 4  # deviations of the Gaussian
 

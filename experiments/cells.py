@@ -1,0 +1,289 @@
+"""Cells: one row with one seed, trained and scored, and kept under the working directory.
+
+Experiments that share a row share its cells, and rows that share a pretraining train it once, so a
+run that was interrupted, or another experiment, goes on with what is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from deepsum_jax import Bundle, evaluate, files, kelvins, prepare, simulate, stages
+from deepsum_jax.baselines.duf import duf_work
+from deepsum_jax.checkpoint import BundleInfo, load_params
+from deepsum_jax.config import ModelConfig, Normalization, TrainConfig
+from deepsum_jax.scene import Scene
+from deepsum_jax.systems import PARAMETERLESS
+from deepsum_jax.train import simulated_scenes, train
+from experiments import benchmark, pictures
+from experiments.rows import STAGES, Row, pretraining, row_config
+
+Cell = dict[str, Any]
+
+MANY_FRAMES = (15, 20)  # of a simulated scene, where a row asks for many
+
+
+def work(model: ModelConfig, height: int, width: int) -> float:
+    """Nominal operations of one forward pass of a system over a stack."""
+    if model.system == "duf":
+        return duf_work(model, height, width)
+    parts = benchmark.nominal_work(model, height, width)
+    if model.system == "sisr":
+        return parts.sisrnet / model.num_frames
+    if model.system == "sisr_mean":
+        return parts.sisrnet
+    if model.system != "deepsum":
+        return 0.0
+    registration = {"none": 0.0, "correlation": parts.dynamic}
+    return (
+        parts.sisrnet
+        + parts.fusionnet
+        + registration.get(model.registration, parts.regnet + parts.dynamic)
+    )
+
+
+def brighter(norm: Normalization, gain: float) -> Normalization:
+    """The normalisation that makes of an image what `norm` makes of `gain` times the image."""
+
+    def divide(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
+        return tuple(v / gain for v in value) if isinstance(value, tuple) else value / gain
+
+    return Normalization(**{k: divide(v) for k, v in norm.to_dict().items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Where cells are made and kept: one budget, one data set.
+
+    Attributes:
+      workdir: for runs, cells and simulated scenes.
+      data: the given scenes; None simulates them.
+      base: the configuration that all rows start from.
+      max_frames: at test.
+      rows: all that rows may refer to, by name.
+    """
+
+    workdir: Path
+    data: Path | None
+    base: TrainConfig
+    max_frames: int
+    rows: dict[str, Row]
+
+    # --- cells
+
+    def cell_path(self, row: Row, seed: int) -> Path:
+        if self._is_parameterless(row):
+            seed = 0  # nothing depends on it
+        return self.workdir / "cells" / f"{row.name}-{seed}.json"
+
+    def cell(self, row: Row, seed: int) -> Cell | None:
+        """A finished cell, or None."""
+        path = self.cell_path(row, seed)
+        return dict(files.read_json(path)) if path.exists() else None
+
+    def run(self, row: Row, seed: int, progress: bool = True) -> None:
+        """Trains and scores a cell, unless it is there."""
+        if self.cell(row, seed) is not None:
+            return
+        bundle, seconds, steps = self.system(row, seed)
+        data, band = self.scenes(row.many), self.base.data.band
+        frames = row.max_frames or self.max_frames
+        summary, scores = evaluate.evaluate(
+            self._for_test(bundle, row), data, self._split(data), band, frames, progress
+        )
+        forward = self._forward_work(bundle.config, scores)
+        cell = {
+            **summary,
+            "row": row.name,
+            "label": row.label,
+            "seed": seed,
+            "train_seconds": seconds,
+            "steps": steps,
+            "gflop": forward / 1e9,
+            "parameters": sum(int(np.size(x)) for x in jax.tree.leaves(bundle.params)),
+            "made": benchmark.machine(),
+        }
+        files.write_json(self.cell_path(row, seed), cell)
+
+    # --- systems
+
+    def _is_parameterless(self, row: Row) -> bool:
+        return row_config(row, self.base, 0).model.system in PARAMETERLESS
+
+    def is_trained(self, row: Row, seed: int) -> bool:
+        """Whether `system` has nothing to train."""
+        if self._is_parameterless(row):
+            return True
+        source = self.rows[row.trained_as or row.name]
+        return _clock(self._folder(source, seed)).get("done", False)
+
+    def system(self, row: Row, seed: int) -> tuple[Bundle, float, dict[str, int]]:
+        """A row's system, trained if it is not yet: bundle, seconds of training, steps by stage."""
+        wanted = row_config(row, self.base, seed)
+        info = BundleInfo(reference=wanted.data.reference)
+        if wanted.model.system in PARAMETERLESS:
+            return Bundle({}, wanted.model, info), 0.0, {}
+        source = self.rows[row.trained_as or row.name]
+        config = row_config(source, self.base, seed)
+        folder = self._folder(source, seed)
+        seconds = 0.0
+        plan = stages.plan(config.model)
+        before = [s.name for s in plan[:-1] if getattr(config, s.name).steps]
+        init = None
+        if before:
+            first = pretraining(config)
+            key = hashlib.sha256(json.dumps(first.to_dict(), sort_keys=True).encode()).hexdigest()
+            init = folder.with_name(f"pretraining-{key[:12]}{'-many' * source.many}")
+            seconds += _train(init, first, self.scenes(source.many), before)
+        only = [plan[-1].name]
+        seconds += _train(folder, config, self.scenes(source.many), only, init)
+        bundle = load_params(folder)
+        model = dataclasses.replace(bundle.config, system=wanted.model.system)
+        info = dataclasses.replace(bundle.info, reference=wanted.data.reference)
+        steps = {name: getattr(config, name).steps for name in (*before, *only)}
+        return Bundle(bundle.params, model, info), seconds, steps
+
+    def tested(self, row: Row, seed: int) -> Bundle:
+        """A row's system as its tests see it."""
+        return self._for_test(self.system(row, seed)[0], row)
+
+    def _folder(self, source: Row, seed: int) -> Path:
+        return self.workdir / "runs" / f"{source.name}-{seed}"
+
+    def _for_test(self, bundle: Bundle, row: Row) -> Bundle:
+        """A bundle that sees what the row's tests show it, and the scenes they are made on."""
+        norm = brighter(bundle.config.normalization, row.gain)
+        config = dataclasses.replace(bundle.config, normalization=norm)
+        held_out = self._held_out(self.scenes(row.many))
+        seen = set(bundle.info.train_scenes)
+        scenes = tuple(s for s in held_out if s not in seen)
+        info = dataclasses.replace(bundle.info, validation_scenes=scenes)
+        return Bundle(bundle.params, config, info)
+
+    def _forward_work(self, model: ModelConfig, scores: Sequence[evaluate.SceneScore]) -> float:
+        """Operations per scene, of all windows that it takes."""
+        stack = model.system in ("deepsum", "duf")
+        total = 0.0
+        for s in scores:
+            windows = max(1, s.frames - model.num_frames + 1) if stack else 1
+            total += windows * work(model, *s.shape)
+        return total / max(1, len(scores))
+
+    # --- scenes
+
+    def scenes(self, many: bool = False) -> Path:
+        """The data folder; simulated once where none is given."""
+        if self.data is not None:
+            return self.data
+        if not many:
+            return simulated_scenes(self.base, self.workdir)
+        folder, s = self.workdir / "data_many", self.base.simulation
+        if not folder.exists():
+            low, high = MANY_FRAMES
+            config = simulate.SimulationConfig(
+                lr_size=s.lr_size, scale=self.base.model.scale, min_frames=low, max_frames=high
+            )
+            simulate.write_dataset(folder, config, s.scenes, s.test_scenes, s.seed)
+        return folder
+
+    def _folders(self, band: str = "") -> tuple[kelvins.SceneFolder, ...]:
+        """The scenes that systems are tested on, of all bands or one."""
+        data = self.scenes()
+        nobody = Bundle({}, self.base.model, BundleInfo(validation_scenes=self._held_out(data)))
+        return evaluate.select_scenes(nobody, data, self._split(data), band)[1]
+
+    def bands(self) -> list[str]:
+        """The bands of the scenes that systems are tested on."""
+        wanted = self.base.data.band
+        return sorted({f.band for f in self._folders(wanted)})
+
+    def held_out_scenes(self, band: str, count: int) -> list[tuple[Scene, Any]]:
+        """Evenly spaced scenes of a band that systems are tested on, each with its truth."""
+        data = self.scenes()
+        nobody = Bundle({}, self.base.model, BundleInfo(validation_scenes=self._held_out(data)))
+        return pictures.choose_scenes(nobody, data, self._split(data), band, count)
+
+    def _split(self, data: Path) -> str:
+        """Test scenes with HR where there are any; else the scenes that training leaves out."""
+        return "val" if self._held_out(data) else "test"
+
+    def _held_out(self, data: Path) -> tuple[str, ...]:
+        return _validation_scenes(data, self.base, self.workdir / "cache")
+
+
+@functools.lru_cache(maxsize=4)
+def _validation_scenes(data: Path, base: TrainConfig, cache: Path) -> tuple[str, ...]:
+    """The scenes that training leaves out, as BAND/NAME; none where the test part has HR."""
+    if any(f.part == "test" and (f.path / "HR.png").exists() for f in kelvins.find_scenes(data)):
+        return ()
+    prepared = prepare.prepare_dataset(data, base.model, base.data, cache, progress=True)
+    return tuple(f"{s.band}/{s.name}" for s in prepared.validation)
+
+
+def _clock(folder: Path) -> Cell:
+    path = folder.with_suffix(".clock.json")
+    return dict(files.read_json(path)) if path.exists() else {"seconds": 0.0, "done": False}
+
+
+def _train(
+    folder: Path, config: TrainConfig, data: Path, only: Sequence[str], init: Path | None = None
+) -> float:
+    """Trains a folder to its end; seconds, those of interrupted runs included."""
+    clock = _clock(folder)
+    if clock["done"]:
+        return float(clock["seconds"])
+    start = time.perf_counter()
+    try:
+        train(folder, config, data, only, init, report=False)
+        clock["done"] = True
+    finally:
+        clock["seconds"] += time.perf_counter() - start
+        files.write_json(folder.with_suffix(".clock.json"), clock)
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    for stage in STAGES:  # nothing resumes from them any more
+        shutil.rmtree(folder / stage / "checkpoints", ignore_errors=True)
+    return float(clock["seconds"])
+
+
+def missing(bench: Bench, rows: Sequence[Row], seeds: Sequence[int]) -> list[tuple[Row, int]]:
+    """The cells that have not run, each once, seed by seed."""
+    wanted = {bench.cell_path(row, seed): (row, seed) for seed in seeds for row in rows}
+    return [cell for path, cell in wanted.items() if not path.exists()]
+
+
+def run_all(
+    bench: Bench,
+    cells: Sequence[tuple[Row, int]],
+    ended: Callable[[Row], None] = lambda row: None,
+) -> list[str]:
+    """Runs cells one after another; a cell that fails does not stop the others.
+
+    Args:
+      ended: called behind each.
+
+    Returns:
+      What failed, a line each.
+    """
+    failures, start = [], time.perf_counter()
+    for n, (row, seed) in enumerate(cells):
+        passed = time.perf_counter() - start
+        print(f"\n=== [{n + 1}/{len(cells)}] {row.label}, seed {seed} "
+              f"({passed / 60:.0f} min so far)", flush=True)  # fmt: skip
+        try:
+            bench.run(row, seed)
+        except ValueError as error:
+            failures.append(f"{row.label}, seed {seed}: {error}")
+            print(f"failed: {error}", flush=True)
+        ended(row)
+    return failures

@@ -1,0 +1,55 @@
+"""Pictures of the systems' results, band by band, and RegNet's filters on their frames.
+
+python -m experiments.panels --workdir DIR [--data DIR] [--steps-scale X]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepsum_jax import cli, figures, files
+from experiments import pictures, tables
+from experiments.cells import Bench, missing, run_all
+from experiments.exhibits import PANELS
+
+SCENES = 3  # of each band
+
+
+def draw(bench: Bench, output: Path, seed: int, caption: str) -> None:
+    """Draws the pictures of whatever systems are trained; the others are named as missing."""
+    shown = [row for row in PANELS.needs if bench.is_trained(row, seed)]
+    gaps = [row.label for row in PANELS.needs if row not in shown]
+    bundles = {row.name: bench.tested(row, seed) for row in shown}
+    systems = [(row.label, bundles[row.name]) for row in shown]
+    lines = [f"# {PANELS.title}", PANELS.about]
+    for band in bench.bands():
+        scenes = bench.held_out_scenes(band, SCENES)
+        figure = pictures.comparison(systems, [scene for scene, _ in scenes], bench.max_frames)
+        figures.save(figure, output / f"{PANELS.name}_{band or 'band'}.png")
+        names = ", ".join(scene.name for scene, _ in scenes)
+        lines.append(f"Band {band}: scenes {names}.")
+    if "deepsum" in bundles:
+        scene, truth = bench.held_out_scenes(bench.bands()[0], 1)[0]
+        figure = pictures.filters_on_frames(bundles["deepsum"], scene, truth)
+        figures.save(figure, output / f"{PANELS.name}_filters.png")
+    lines += [f"| {label} |\n|---|\n| not run |" for label in gaps]
+    with files.written_aside(output / f"{PANELS.name}.md") as aside:
+        aside.write_text("\n\n".join([*lines, caption]) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = tables.parser("python -m experiments.panels", f"{PANELS.title}. {PANELS.about}")
+    args = parser.parse_args(argv)
+    bench, output = tables.make_bench(args), args.output or args.workdir
+    cells = [] if args.no_run else missing(bench, PANELS.needs, args.seeds[:1])
+    failures = run_all(bench, cells)
+    about = tables.caption("python -m experiments.panels", args)
+    draw(bench, output, args.seeds[0], about)
+    print(f"\npictures: {', '.join(str(p) for p in sorted(output.glob('panels_*.png')))}")
+    if failures:
+        raise ValueError(f"{len(failures)} cells failed: {'; '.join(failures)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,19 @@
+"""Which frame is the reference: clearest, first or given.
+
+python -m experiments.reference_frame --workdir DIR [--data DIR] [--steps-scale X]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deepsum_jax import cli
+from experiments import exhibits, tables
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    tables.main(exhibits.REFERENCE_FRAME, argv)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,19 @@
+"""The systems with less and more training.
+
+python -m experiments.steps --workdir DIR [--data DIR] [--steps-scale X]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deepsum_jax import cli
+from experiments import exhibits, tables
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    tables.main(exhibits.STEPS, argv)
+
+
+if __name__ == "__main__":
+    cli.run(main)
