@@ -176,7 +176,7 @@ class ModelConfig(Section):
         self._require(self.filter_size >= 1 and self.filter_size % 2 == 1, "filter_size", "odd")
         self._require(self.channels >= 1, "channels", "≥ 1")
         self._require(self.sisrnet_layers >= 1, "sisrnet_layers", "≥ 1")
-        self._require(self.neighbours >= 0, "neighbours", "≥ 0")
+        self._require(0 <= self.neighbours <= 112, "neighbours", "0 to 112 (of an 11×11 window)")
         self._require(0 < self.mask_threshold <= 1, "mask_threshold", "in (0, 1]")
         self._require(0 < self.psf_sigma <= 2, "psf_sigma", "above 0, at most 2")
         for field in dataclasses.fields(Normalization):
@@ -191,6 +191,11 @@ class ModelConfig(Section):
     def learns_registration(self) -> bool:
         """Whether there is a RegNet: one that proposes filters, or one that proposes shifts."""
         return self.system == "deepsum" and self.registration in ("regnet", "shifts")
+
+    @property
+    def takes_shifts(self) -> bool:
+        """Whether frames are registered by shifts that are given with them."""
+        return self.system == "deepsum" and self.registration == "correlation"
 
     @property
     def fusionnet_layers(self) -> int:

@@ -139,7 +139,7 @@ class DeepSUM(nn.Module):
         check_stacks(images, masks, self.config)
         shape = jnp.shape(images)
         given = None if shifts is None else jnp.shape(shifts)
-        wanted = (*shape[:2], 2) if self.config.registration == "correlation" else None
+        wanted = (*shape[:2], 2) if self.config.takes_shifts else None
         if given != wanted:
             raise ValueError(f"shifts: found shape {given}, expected {wanted}")
         least = max(2, self.config.filter_size // 2 + 1)  # reflection needs that many pixels

@@ -68,10 +68,11 @@ def grid(rows: Sequence[tuple[str, Sequence[Panel]]], error_scale: float | None 
     return figure
 
 
-def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure as PNG, aside and then renamed."""
+def save(figure: Figure, path: str | os.PathLike[str], description: str = "") -> None:
+    """Writes a figure as PNG, aside and then renamed; the description goes into the file."""
+    about = {"Description": description} if description else None
     with files.written_aside(Path(path)) as aside:
-        figure.savefig(aside, dpi=110, format="png")
+        figure.savefig(aside, dpi=110, format="png", metadata=about)
 
 
 def to_array(figure: Figure) -> np.ndarray:

@@ -305,21 +305,22 @@ def read_scene(folder: str | os.PathLike[str] | SceneFolder, norm: float | None 
     try:
         return Scene(
             folder.name, stack, stack_masks, frames, folder.band, hr, hr_mask, norm,
-            _read_reference(path, list(lr_paths)),
+            _read_reference(path),
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _read_reference(folder: Path, numbers: list[str]) -> int | None:
-    """The place in `numbers` of the frame that reference.txt names; None without that file."""
+def _read_reference(folder: Path) -> int | None:
+    """The number of the frame that reference.txt names; None without that file."""
     path = folder / "reference.txt"
     if not path.is_file():
         return None
     name = path.read_text(encoding="utf-8", errors="replace").strip()
-    if name.removesuffix(".png").removeprefix("LR") not in numbers:
-        raise ValueError(f"reference.txt: found {name[:60]!r}, expected a frame, as LR{numbers[0]}")
-    return numbers.index(name.removesuffix(".png").removeprefix("LR"))
+    match = re.fullmatch(r"LR(\d+)", name)
+    if match is None:
+        raise ValueError(f"reference.txt: found {name[:60]!r}, expected a frame's name, as LR000")
+    return int(match[1])
 
 
 def write_scene(folder: str | os.PathLike[str], scene: Scene, *, overwrite: bool = False) -> None:
@@ -344,8 +345,8 @@ def write_scene(folder: str | os.PathLike[str], scene: Scene, *, overwrite: bool
             )
             write_mask_png(aside / f"QM{number:03d}.png", mask)
         if scene.reference is not None:
-            name = f"LR{scene.frames[scene.reference]:03d}\n"
-            (aside / "reference.txt").write_text(name, encoding="utf-8")
+            text = f"LR{scene.reference:03d}\n"
+            (aside / "reference.txt").write_text(text, encoding="utf-8")
         if scene.hr is not None:
             write_png16(aside / "HR.png", _to_uint16(scene.hr, f"{title}: HR"))
         if scene.hr_mask is not None:

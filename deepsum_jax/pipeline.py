@@ -65,7 +65,7 @@ class Patches:
             "hr": np.asarray(deepsum.to_target(hr, norm), np.float32),
             "hr_mask": hr_mask,
         }
-        if self.model.registration == "correlation":
+        if self.model.takes_shifts:
             record["frame_shifts"] = scene.shifts[members].astype(np.float32)
         return record
 

@@ -103,7 +103,7 @@ def make_windows(
         members = tuple(tuple(range(n, n + size)) for n in range(count - size + 1))
     frames, masks = prepare.fill_hidden(lr[kept], masks[kept]), masks[kept]
     shifts = None
-    if config.mask_alignment == "shifts" or config.registration == "correlation":
+    if config.mask_alignment == "shifts" or config.takes_shifts:
         shifts = registration.register_frames(
             prepare.upsample(frames, config.scale), ops.nearest_upsample(masks, config.scale)
         )
@@ -125,13 +125,12 @@ def run_window(params: Any, windows: Windows, window: int, config: ModelConfig) 
         if registered
         else ops.nearest_upsample(windows.masks[members], config.scale)
     )
-    given = config.registration == "correlation"
     sr, filters = compiled_forward(config)(
         params,
         np.asarray(images, np.float32)[None],
         masks[None, ..., None],
         masks_registered=registered,
-        shifts=relative[None].astype(np.float32) if given else None,
+        shifts=relative[None].astype(np.float32) if config.takes_shifts else None,
     )
     return sr[0], filters[0]
 

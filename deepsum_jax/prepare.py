@@ -100,7 +100,7 @@ def clearest_first(masks: np.ndarray) -> np.ndarray:
 
 
 def reference_frame(scene: Scene, rule: str) -> int | None:
-    """The frame that a rule makes the reference; None for the clearest of those in use.
+    """Index of the frame that a rule makes the reference; None for the clearest of those in use.
 
     Args:
       rule: "clearest", "first" (in the stack) or "given" (by the scene).
@@ -108,12 +108,14 @@ def reference_frame(scene: Scene, rule: str) -> int | None:
     Raises:
       ValueError: a scene that gives none where it should.
     """
-    if rule == "given" and scene.reference is None:
+    if rule != "given":
+        return None if rule == "clearest" else 0
+    if scene.reference not in scene.frames:
         raise ValueError(
             f"scene {scene.name!r}: found no given reference frame, expected a reference.txt that "
             "names one"
         )
-    return {"clearest": None, "first": 0, "given": scene.reference}[rule]
+    return scene.frames.index(scene.reference)
 
 
 def reference_first(masks: np.ndarray, reference: int | None) -> np.ndarray:
@@ -498,6 +500,5 @@ def full_stack(
         else ops.nearest_upsample(scene.masks[members], model.scale)
     )
     images = deepsum.to_input(upsample(scene.lr[members], model.scale), model.normalization)
-    given = model.registration == "correlation"
-    shifts = scene.shifts[members].astype(np.float32) if given else None
+    shifts = scene.shifts[members].astype(np.float32) if model.takes_shifts else None
     return np.asarray(images, np.float32), masks[..., None], shifts

@@ -135,8 +135,8 @@ class Scene:
       hr_mask: [r*h, r*w] bool, True = reliable. Becomes all True where only `hr` is given; may
         stand without `hr` (the test scenes of the Kelvins challenge).
       norm: the challenge's baseline cPSNR of this scene in dB, or None.
-      reference: index in `lr` of the frame that HR belongs to best (taken at its time, say), for
-        whoever uses given reference frames; None where nothing is known.
+      reference: number, as in `frames`, of the frame that HR belongs to best (taken at its time,
+        say), for whoever uses given reference frames; None where nothing is known.
 
     Raises:
       TypeError: a wrong kind of thing, such as complex frames or a name that is not a string.
@@ -195,11 +195,6 @@ class Scene:
                 raise TypeError(
                     f"{title}: found norm {self.norm!r}, expected a number of dB or None"
                 ) from None
-        if self.reference is not None and not 0 <= self.reference < len(lr):
-            raise ValueError(
-                f"{title}: found reference {self.reference}, expected a frame from 0 to "
-                f"{len(lr) - 1}"
-            )
 
     def _set(self, **values: Any) -> None:
         # The one place that writes to the frozen instance, while it is being made.

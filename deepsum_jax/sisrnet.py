@@ -7,6 +7,7 @@ import jax
 
 from deepsum_jax import ops
 from deepsum_jax.config import ModelConfig
+from deepsum_jax.graph import GraphConv
 from deepsum_jax.layers import Conv, Norm, conv_norm_leaky
 
 Array = jax.Array
@@ -30,8 +31,6 @@ class SISRNet(nn.Module):
         x = images.reshape(1, -1, *images.shape[-3:])  # every frame by itself
         for i in range(self.config.sisrnet_layers):
             if self.config.neighbours and i % 2:
-                from deepsum_jax.graph import GraphConv
-
                 x = GraphConv(self.config.features, self.config, name=f"conv{i}")(x)
                 norm = Norm(self.config.features, self.config, self.training, name=f"norm{i}")
                 x = ops.leaky_relu(norm(x))

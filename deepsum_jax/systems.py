@@ -91,7 +91,7 @@ def param_shapes(config: ModelConfig) -> Any:
     network = DeepSUM(config)
 
     def init(images: Array, masks: Array, shifts: Array) -> Params:
-        given = shifts if config.registration == "correlation" else None
+        given = shifts if config.takes_shifts else None
         return network.init(jax.random.key(0), images, masks, True, given)
 
     shapes = jax.eval_shape(init, images, masks, shifts)["params"]

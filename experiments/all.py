@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = p.parse_args(argv)
     bench, output = tables.make_bench(args), args.output or args.workdir
     chosen = [e for e in EXHIBITS if not args.only or e.name in args.only]
-    about = tables.caption("python -m experiments.all", args)
+    about = tables.caption("python -m experiments.all", args, bench.base)
 
     def rewrite(row: Row | None = None) -> None:
         """Writes the exhibits that a row belongs to; without one, all of them."""

@@ -36,6 +36,7 @@ import numpy as np
 from deepsum_jax import Bundle, cli, files, parallel, pipeline, predict, stages
 from deepsum_jax.checkpoint import package_version
 from deepsum_jax.config import PRESETS, ModelConfig, TrainConfig, override, preset
+from deepsum_jax.graph import RANK, SEARCH
 from deepsum_jax.pipeline import View
 from deepsum_jax.prepare import PreparedScene
 from deepsum_jax.stages import STAGES, Stage
@@ -68,11 +69,16 @@ class Work:
 def nominal_work(model: ModelConfig, height: int, width: int) -> Work:
     """Multiplications and additions of one forward pass over a stack of [N, height, width].
 
-    As the published graph does it: RegNet's convolutions on every pair, full-size 3-D ones.
+    As the published graph does it: RegNet's convolutions on every pair, full-size 3-D ones; and a
+    network that makes both factors of every edge's matrix, where there are graph layers.
     """
     pixels, n, f = 2.0 * height * width, model.num_frames, model.features
     c, taps = model.channels, model.filter_size**2
-    per_frame = 9 * (c * f + (model.sisrnet_layers - 1) * f * f)
+    per_frame = 9.0 * (c * f + (model.sisrnet_layers - 1) * f * f)
+    if model.neighbours:
+        candidates, edges = SEARCH**2 - 9, model.neighbours
+        graph = 1.5 * candidates * f + edges * (f * f * (1 + 2 * RANK) + 3 * f * RANK)
+        per_frame += model.sisrnet_layers // 2 * graph  # every second layer
     per_pair = 9 * (2 * f * 2 * f + 2 * f * f + 2 * f * f + f * taps)
     fused = sum(range(1, n - 1, 2))  # frames that the layers leave
     return Work(

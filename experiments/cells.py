@@ -258,7 +258,10 @@ def _train(
 
 def missing(bench: Bench, rows: Sequence[Row], seeds: Sequence[int]) -> list[tuple[Row, int]]:
     """The cells that have not run, each once, seed by seed."""
-    wanted = {bench.cell_path(row, seed): (row, seed) for seed in seeds for row in rows}
+    wanted: dict[Path, tuple[Row, int]] = {}
+    for seed in seeds:
+        for row in rows:
+            wanted.setdefault(bench.cell_path(row, seed), (row, seed))
     return [cell for path, cell in wanted.items() if not path.exists()]
 
 

@@ -26,13 +26,13 @@ def draw(bench: Bench, output: Path, seed: int, caption: str) -> None:
     for band in bench.bands():
         scenes = bench.held_out_scenes(band, SCENES)
         figure = pictures.comparison(systems, [scene for scene, _ in scenes], bench.max_frames)
-        figures.save(figure, output / f"{PANELS.name}_{band or 'band'}.png")
+        figures.save(figure, output / f"{PANELS.name}_{band or 'band'}.png", caption)
         names = ", ".join(scene.name for scene, _ in scenes)
         lines.append(f"Band {band}: scenes {names}.")
     if "deepsum" in bundles:
         scene, truth = bench.held_out_scenes(bench.bands()[0], 1)[0]
         figure = pictures.filters_on_frames(bundles["deepsum"], scene, truth)
-        figures.save(figure, output / f"{PANELS.name}_filters.png")
+        figures.save(figure, output / f"{PANELS.name}_filters.png", caption)
     lines += [f"| {label} |\n|---|\n| not run |" for label in gaps]
     with files.written_aside(output / f"{PANELS.name}.md") as aside:
         aside.write_text("\n\n".join([*lines, caption]) + "\n")
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench, output = tables.make_bench(args), args.output or args.workdir
     cells = [] if args.no_run else missing(bench, PANELS.needs, args.seeds[:1])
     failures = run_all(bench, cells)
-    about = tables.caption("python -m experiments.panels", args)
+    about = tables.caption("python -m experiments.panels", args, bench.base)
     draw(bench, output, args.seeds[0], about)
     print(f"\npictures: {', '.join(str(p) for p in sorted(output.glob('panels_*.png')))}")
     if failures:

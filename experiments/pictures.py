@@ -108,15 +108,14 @@ def _columns(
     if scene.hr is None or scene.hr_mask is None or scene.scale is None:
         raise ValueError(f"scene {scene.name!r}: found no HR, expected it to compare with")
     hr, clear = prepare.with_channels(scene.hr, 2)[..., 0].astype(np.float32), scene.hr_mask
-    first = prepare.clearest_first(scene.masks)[:1]
-    lr = prepare.fill_hidden(prepare.with_channels(scene.lr, 3)[first], scene.masks[first])
-    lr, _ = place(ops.nearest_upsample(lr[0, ..., 0], scene.scale), hr, clear)
+    scores = [evaluate.evaluate_scene(b, scene, None, max_frames, _BORDER) for _, b in systems]
+    frames = [ops.nearest_upsample(s.images["LR"], scene.scale) for s in scores if s.images]
+    blank = np.full(hr.shape, np.nan)  # what a scene without a reliable pixel gives
+    lr, _ = place(frames[0], hr, clear) if frames else (blank, blank)
     columns = [Column("LR, reference frame\n", lr)]
-    for label, bundle in systems:
-        score = evaluate.evaluate_scene(bundle, scene, max_frames=max_frames, border=_BORDER)
+    for (label, _), score in zip(systems, scores):
         cpsnr = "–" if math.isnan(score.cpsnr) else f"{score.cpsnr:.2f} dB"
-        nothing = np.full(hr.shape, np.nan)  # what a scene without a reliable pixel gives
-        pair = place(score.images[score.label], hr, clear) if score.images else (nothing, nothing)
+        pair = place(score.images[score.label], hr, clear) if score.images else (blank, blank)
         columns.append(Column(f"{textwrap.fill(label, 30)}\n{cpsnr}", *pair))
     return [*columns, Column("HR\n", hr)], clear
 
@@ -128,22 +127,20 @@ def _draw_errors(axes: Sequence[Axes], columns: Sequence[Column]) -> None:
     axes[-1].set_axis_off()
     if not drawn:
         return
-    sizes = np.abs(np.stack([error for _, error in drawn]))
-    sizes = sizes[np.isfinite(sizes)]
+    values = np.array([error for _, error in drawn])
+    sizes = np.abs(values[np.isfinite(values)])
     limit = max(float(np.percentile(sizes, 99)), 1e-6) if sizes.size else 1.0
     for axis, error in drawn:
         axis.imshow(error, _ERRORS, Normalize(-limit, limit), interpolation="nearest")
     note = "system − HR,\nat the shift and brightness\nof cPSNR;\ngrey: not compared"
     axes[0].text(0.5, 0.5, note, transform=axes[0].transAxes, ha="center", va="center", fontsize=9)
     beside = axes[-1].inset_axes((0.02, 0.04, 0.07, 0.92))
-    axes[-1].figure.colorbar(drawn[0][0].images[0], cax=beside, extend="both")
-    beside.set_ylabel("error, raw counts", fontsize=9)
+    label = "error, raw counts"
+    axes[-1].figure.colorbar(drawn[0][0].images[0], cax=beside, extend="both", label=label)
     beside.tick_params(labelsize=8)
 
 
-def _draw_scene(
-    axes: np.ndarray, scene: Scene, columns: Sequence[Column], clear: np.ndarray
-) -> None:
+def _draw_scene(axes: np.ndarray, scene: Scene, columns: list[Column], clear: np.ndarray) -> None:
     """The images, their detail, and the errors, on axes [3, columns]."""
     y, x, side = choose_crop(columns[-1].image, clear)
     low, high = figures.stretch([columns[-1].image], clear if clear.any() else None)
@@ -164,7 +161,7 @@ def comparison(
 ) -> Figure:
     """Systems side by side: per scene the images, one detail of them, and their errors.
 
-    Columns are the reference LR frame, the systems in order, each with its cPSNR, and HR. All lie
+    Columns are the first system's reference LR frame, the systems with their cPSNR, and HR. All lie
     on HR's grid, at HR's brightness, as cPSNR matches them, and share HR's grey stretch. The detail
     is chosen from HR alone (`choose_crop`). A scene's errors share one scale (99th percentile).
 
@@ -193,8 +190,7 @@ def _vector(shift: np.ndarray) -> str:
 
 
 def _draw_filter(axis: Axes, taps: np.ndarray, norm: Normalize, true: np.ndarray | None) -> None:
-    """A filter [K, K] over HR pixels about its centre, its centroid, and where the true shift,
-    (s_y, s_x), would put a delta: minus the shift."""
+    """A filter [K, K] over HR pixels, its centroid, and the tap of the true shift (s_y, s_x)."""
     half, reach = len(taps) / 2, len(taps) // 2
     axis.imshow(taps, "gray", norm=norm, extent=(-half, half, half, -half))  # y runs down
     axis.set_axis_on()
@@ -205,10 +201,10 @@ def _draw_filter(axis: Axes, taps: np.ndarray, norm: Normalize, true: np.ndarray
     axis.tick_params(which="both", labelsize=7, length=0, pad=2)
     axis.yaxis.tick_right()  # so that a filter stands close to its own frame
     shift = np.asarray(ops.filter_shift(jnp.asarray(taps)))
-    title = f"filter {_vector(shift)}"
     axis.plot(*-shift[::-1], "o", c=_MARK, mfc="none", ms=8, mew=1.5, label="filter's centroid")
+    title = f"filter {_vector(shift)}"
     if true is not None:
-        at = np.clip(-true, -half, half)  # on the edge where the filter does not reach
+        at = np.clip(-true, -half, half)  # a delta there; on the edge where no tap reaches
         axis.plot(*at[::-1], "x", c=_TRUE, ms=7, mew=1.8, clip_on=False, label="true shift's tap")
         title += f"\ntrue {_vector(true)}" + " (beyond)" * bool(np.abs(true).max() > half)
     axis.set_title(title, fontsize=8)
@@ -223,7 +219,9 @@ def _draw_filters(
     for axis, taps, shift in zip(axes.flat[3::2], filters, true):
         _draw_filter(axis, taps, norm, shift)
     legend = axes.flat[3].get_legend_handles_labels()
-    axes.flat[1].legend(*legend, loc="center", prop={"size": 8}, title="(y, x), HR pixels")
+    axes.flat[1].legend(
+        *legend, loc="center", fontsize=8, title="(y, x), HR pixels", title_fontsize=8
+    )
     bar = figure.colorbar(axes.flat[3].images[0], ax=axes, shrink=0.7, aspect=40, pad=0.01)
     bar.set_label("weight of a tap", fontsize=8)
     bar.ax.tick_params(labelsize=7)
@@ -248,7 +246,8 @@ def filters_on_frames(bundle: Bundle, scene: Scene, truth: dict[str, Any] | None
     if not scene.masks.any():
         return Figure(figsize=_EMPTY)
     config, lr = bundle.config, prepare.with_channels(scene.lr, 3)
-    kept = select_frames(scene.masks, config.num_frames)[: config.num_frames]
+    reference = prepare.reference_frame(scene, bundle.info.reference)
+    kept = select_frames(scene.masks, config.num_frames, reference, config.num_frames)
     filters = super_resolve(bundle, lr, scene.masks, kept).filters  # [N − 1, K, K] or [0, K, K]
     members = [*kept, *kept[:1] * (len(filters) + 1 - len(kept))]  # as windows repeat frame 0
     numbers = [scene.frames[n] for n in members]

@@ -166,20 +166,21 @@ ul.overview { margin: 1.5rem 0 0; padding: 0; list-style: none }
   padding: .35rem 0; border-top: 1px solid var(--line) }
 .state { flex: none; color: var(--good) } .gap, .with-gaps, .not-run { color: var(--gap) }
 p.gap { padding: .4rem .75rem; border-left: 3px solid; background: var(--wash) }
-td.gap { font-style: italic; background: var(--wash) }
-.scroll, pre { overflow-x: auto }
+td.gap { font-style: italic; background: var(--wash) } .scroll, pre { overflow-x: auto }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
 th, td { padding: .35rem .6rem; line-height: 1.4; text-align: left;
   border-bottom: 1px solid var(--line) }
 th { vertical-align: bottom; font-weight: 600; border-color: var(--soft) }
-td:first-child:not(.number) { min-width: 9rem } :is(th, td):first-child { padding-left: 0 }
+td:first-child:not(.number) { min-width: 9rem }
+tr > :first-child { padding-left: 0 } tr > :last-child { padding-right: 0 }
 .number { text-align: right } td.number { white-space: nowrap }
 code { font: .92em ui-monospace, Menlo, Consolas, monospace }
 pre { padding: .6rem .75rem; border: 1px solid var(--line); border-radius: 4px }
 img { display: block; max-width: 100%; background: #fff; border-radius: 4px }
-@media print { body { max-width: none; padding: 0; font-size: 10pt } table { font-size: 8pt }
+@media print { body { max-width: none; padding: 0; background: none; font-size: 10pt }
+  table { font-size: 8pt } h2, .about { break-after: avoid } .caption { break-before: avoid }
   .scroll { overflow: visible } pre, td.number { white-space: pre-wrap } .download { display: none }
-  h2, .about { break-after: avoid } tr, figure { break-inside: avoid } }
+  tr, figure { break-inside: avoid } }
 """
 # The policy makes a browser hold the page to its word.
 _PAGE = Template("""<!DOCTYPE html>
@@ -191,8 +192,7 @@ _PAGE = Template("""<!DOCTYPE html>
 <body><header><h1>DeepSUM in JAX: experiments</h1>
 <p>$counts. Built $built with deepsum_jax $version.</p>
 <ul class="overview">
-$overview</ul></header>
-<main>
+$overview</ul></header><main>
 $sections</main></body></html>
 """)
 

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from deepsum_jax import cli, evaluate, figures, files, parallel
-from deepsum_jax.config import PRESETS, override, preset
+from deepsum_jax.config import PRESETS, TrainConfig, override, preset
 from experiments.cells import Bench, Cell, missing, run_all
 from experiments.exhibits import ROWS, Exhibit
 from experiments.rows import STAGES, Row, scaled
@@ -63,7 +63,7 @@ def entry(bench: Bench, row: Row, seeds: Sequence[int]) -> Entry:
         "parameters": cells[0]["parameters"],
         "train_seconds": float(np.mean([c["train_seconds"] for c in cells])),
         "steps": cells[0]["steps"],
-        "made": sorted({f"{c['made']['date']} {c['made']['commit']}" for c in cells}),
+        "made": sorted({_made(c["made"]) for c in cells}),
     }
     other = bench.rows[row.against]
     held = [c for c in (bench.cell(other, seed) for seed in seeds) if c is not None]
@@ -82,13 +82,23 @@ def entry(bench: Bench, row: Row, seeds: Sequence[int]) -> Entry:
     return out
 
 
+def _made(made: dict[str, Any]) -> str:
+    """When, of which commit and where a cell was made."""
+    return (
+        f"{made['date']} of commit {made['commit']} on {made['cores']} cores of {made['processor']}"
+        f" with jax {made['jax']}"
+    )
+
+
 # --- what is written ----------------------------------------------------------------------------
 
 
 def markdown(table: Sequence[Entry], seeds: int, first: str = "system") -> str:
     """The table as Markdown."""
     names = {t["against"] for t in table if "against" in t}
-    better = f"{names.pop()} is better by" if len(names) == 1 else "its DeepSUM is better by"
+    better = (
+        f"{'its ' * (len(names) > 1)}{names.pop() if len(names) == 1 else 'DeepSUM'} is better by"
+    )
     head = [first, "cPSNR dB", "cSSIM", f"{better} (95 %)", "on scenes", "steps", "training s",
             "GFLOP", "parameters"]  # fmt: skip
     lines = []
@@ -175,13 +185,13 @@ def write(output: Path, exhibit: Exhibit, bench: Bench, seeds: Sequence[int], ca
         table = [entries[row.name] for row in exhibit.table]
         figure = chart(table, exhibit.title)
     made = sorted({m for t in table for m in t.get("made", ())})
-    caption += f" Cells made {', '.join(made)}." if made else ""
+    caption += f" Made {'; '.join(made)}." if made else ""
     text = markdown(table, len(seeds), f"system, {exhibit.axis}" if exhibit.axis else "system")
     with files.written_aside(output / f"{exhibit.name}.csv") as aside:
         _write_csv(aside, table, caption)
     with files.written_aside(output / f"{exhibit.name}.md") as aside:
         aside.write_text(f"# {exhibit.title}\n\n{exhibit.about}\n\n{text}\n{caption}\n")
-    figures.save(figure, output / f"{exhibit.name}.png")
+    figures.save(figure, output / f"{exhibit.name}.png", caption)
     return text
 
 
@@ -264,12 +274,19 @@ def make_bench(args: argparse.Namespace) -> Bench:
     return Bench(args.workdir, args.data, base, args.max_frames, ROWS)
 
 
-def caption(command: str, args: argparse.Namespace) -> str:
-    """What was asked for, to stand under every table and figure."""
+def caption(command: str, args: argparse.Namespace, base: TrainConfig) -> str:
+    """What was asked for and the budget, to stand under every table and figure."""
     command += f" --preset {args.preset}" + "".join(f" --set {a}" for a in args.assignments)
     command += f" --steps-scale {args.steps_scale:g} --seeds {' '.join(map(str, args.seeds))}"
     scenes = "the given data" if args.data else "simulated scenes"
-    return f"Held-out part of {scenes}, at most {args.max_frames} frames. `{command}`."
+    budget = ", ".join(
+        f"{name} {stage.steps} steps of {stage.batch_size}"
+        for name, stage in ((s, getattr(base, s)) for s in STAGES)
+    )
+    return (
+        f"Held-out part of {scenes}, at most {args.max_frames} frames. `{command}`. Budget: "
+        f"{budget}; patches of {base.data.patch_size} HR pixels."
+    )
 
 
 def main(exhibit: Exhibit, argv: Sequence[str] | None = None) -> None:
@@ -277,7 +294,7 @@ def main(exhibit: Exhibit, argv: Sequence[str] | None = None) -> None:
     command = f"python -m experiments.{exhibit.name}"
     args = parser(command, f"{exhibit.title}. {exhibit.about}").parse_args(argv)
     bench = make_bench(args)
-    about = caption(command, args)
+    about = caption(command, args, bench.base)
     output = args.output or args.workdir
     cells = [] if args.no_run else missing(bench, exhibit.rows, args.seeds)
     failures = run_all(bench, cells, lambda row: _rewrite(output, exhibit, bench, args, about))

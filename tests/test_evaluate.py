@@ -262,6 +262,26 @@ def test_bicubic_mean_sees_the_same_frames(data: Path, summary: dict[str, Any]) 
     np.testing.assert_allclose(rows(summary)[scene.name]["bicubic_mean"], expected[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("rule", ["first", "given"])
+def test_reference_by_rule(data: Path, tmp_path: Path, rule: Any) -> None:
+    """The frame that the rule names lies in front, for the baseline too; `--reference` sets it."""
+    scene = scene_of(data, "imgset1306")
+    assert scene.reference is not None
+    index = 0 if rule == "first" else scene.frames.index(scene.reference)
+    bundle = dataclasses.replace(RANDOM, info=BundleInfo(reference=rule))
+    score = evaluate.evaluate_scene(bundle, scene)
+    np.testing.assert_array_equal(score.images["LR"], scene.lr[index])
+    image = predict(bundle, scene.lr, scene.masks, reference=index)
+    np.testing.assert_allclose(score.images["DeepSUM"], image, rtol=1e-6)
+    save_params(tmp_path / "bundle", RANDOM)
+    command = ["--params", tmp_path / "bundle", "--data", data, "--split", "test"]
+    command += ["--reference", rule, "--json", tmp_path / "scores.json"]
+    evaluate.main([str(a) for a in command])
+    written = rows(json.loads((tmp_path / "scores.json").read_text()))
+    assert written["imgset1306"]["cpsnr"] == pytest.approx(score.cpsnr, abs=1e-6)
+    assert written["imgset1306"]["bicubic_mean"] == pytest.approx(score.bicubic_mean, abs=1e-6)
+
+
 def test_bicubic_mean_of_no_data() -> None:
     lr = np.full((3, 8, 8, 1), 100.0)
     lr[:, 2:4] = 150

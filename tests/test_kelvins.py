@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import shutil
 import zipfile
@@ -62,6 +63,18 @@ def test_round_trip(tmp_path: Path, hr: bool) -> None:
     assert (path / "LR012.png").exists() and (path / "QM003.png").exists()
     assert_same(kelvins.read_scene(path), make_scene(hr))
     assert [p.name for p in path.parent.iterdir()] == ["imgset0594"]
+
+
+def test_reference_is_a_frame_by_name(folder: Path) -> None:
+    scene = kelvins.read_scene(folder)
+    assert scene.reference is None
+    numbered = dataclasses.replace(scene, reference=scene.frames[1])
+    kelvins.write_scene(folder, numbered, overwrite=True)
+    assert (folder / "reference.txt").read_text() == f"LR{scene.frames[1]:03d}\n"
+    assert kelvins.read_scene(folder).reference == scene.frames[1]
+    (folder / "reference.txt").write_text("4")
+    with pytest.raises(ValueError, match=r"reference\.txt: found '4', expected .*LR000"):
+        kelvins.read_scene(folder)
 
 
 def test_matched_by_suffix_not_by_order(folder: Path) -> None:

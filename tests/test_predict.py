@@ -23,6 +23,7 @@ from deepsum_jax import (
     prepare,
     save_params,
 )
+from deepsum_jax.checkpoint import BundleInfo
 from deepsum_jax.predict import average_windows, main, make_windows, run_window, select_frames
 from deepsum_jax.scene import Scene
 
@@ -295,6 +296,22 @@ def test_reference_by_clearance_or_index() -> None:
         asked = predict(RANDOM, stack, masks, reference=index, return_details=True)
         assert asked.reference_index == index and asked.frames_used[0] == index
         assert set(asked.frames_used[1:]) >= {1, 3}
+
+
+def test_reference_as_in_training() -> None:
+    """A bundle's own rule picks the frame, unless another is asked for."""
+    stack, masks = frames(4), clouded(4, 0.7, 1, 0.9, 0.9)
+
+    def index(rule: Any, reference: int | str | None = None) -> int:
+        bundle = dataclasses.replace(RANDOM, info=BundleInfo(reference=rule))
+        asked = predict(bundle, stack, masks, reference=reference, return_details=True)
+        return asked.reference_index
+
+    assert index("clearest") == 1 and index("first") == 0
+    assert index("first", "clearest") == 1 and index("clearest", "first") == 0
+    assert index("given", 3) == 3
+    with pytest.raises(ValueError, match="reference: found none, expected a frame's index"):
+        index("given")
 
 
 def test_wholly_clouded_reference() -> None:

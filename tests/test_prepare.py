@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from helpers import landscape
 
-from deepsum_jax import kelvins, ops, prepare
-from deepsum_jax.config import NORMALIZATIONS, DataConfig, ModelConfig, Normalization
+from deepsum_jax import kelvins, ops, prepare, simulate
+from deepsum_jax.config import NORMALIZATIONS, TINY, DataConfig, ModelConfig, Normalization
 from deepsum_jax.prepare import (
     Dataset,
     PreparedScene,
@@ -261,6 +261,49 @@ def test_scene_by_the_published_rules() -> None:
     assert out.corners.shape == (5, 2)
     for corner, member in zip(out.corners, out.members):
         assert possible[tuple(corner)] == member.tolist()
+
+
+def test_reference_by_other_rules() -> None:
+    """Shifts are on the frame that the rule names; the others follow by clearance."""
+    scene = dataclasses.replace(make_scene(), frames=(0, 1, 2, 5, 6, 8, 9), reference=9)
+    clearest = prepare_scene(scene, MODEL, DATA)
+    first = prepare_scene(scene, MODEL, dataclasses.replace(DATA, reference="first", max_shift=9))
+    np.testing.assert_array_equal(first.masks, scene.masks[[0, 3, 1, 6, 4]])
+    np.testing.assert_array_equal(first.shifts, [(0, 0), (1, 1), (-1, -2), (-3, 3), (6, 1)])
+    given = prepare_scene(scene, MODEL, dataclasses.replace(DATA, reference="given", max_shift=9))
+    np.testing.assert_array_equal(given.masks, scene.masks[[6, 3, 1, 4, 0]])
+    np.testing.assert_array_equal(given.shifts[0], 0)
+    np.testing.assert_array_equal(given.shifts[1], -clearest.shifts[2])
+
+
+def test_no_reference_to_serve() -> None:
+    scene, given = make_scene(), dataclasses.replace(DATA, reference="given")
+    for number in (None, 40):  # not said, or a frame that is not there
+        with pytest.raises(ValueError, match=r"imgset0594.*reference\.txt"):
+            prepare_scene(dataclasses.replace(scene, reference=number), MODEL, given)
+    with pytest.raises(SceneSkipped, match="given frame"):  # a value that is too high
+        prepare_scene(dataclasses.replace(scene, reference=2), MODEL, given)
+
+
+def test_given_reference_is_part_of_the_cache(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    simulate.write_dataset(
+        root, simulate.SimulationConfig(lr_size=16, min_frames=5, max_frames=5), 3, seed=1
+    )
+    data = dataclasses.replace(TINY.data, reference="given", max_shift=12)
+
+    def references() -> list[np.ndarray]:
+        prepared = prepare_dataset(root, TINY.model, data, tmp_path / "cache")
+        return [s.lr[0] for s in (*prepared.train, *prepared.validation)]
+
+    before = references()
+    for folder in kelvins.find_scenes(root):
+        number = kelvins.read_scene(folder).reference
+        assert number is not None
+        (folder.path / "reference.txt").write_text(f"LR{(number + 1) % 5:03d}\n")
+    after = references()
+    assert len(before) == len(after)
+    assert not any(np.array_equal(a, b) for a, b in zip(before, after))
 
 
 def test_other_limits() -> None:

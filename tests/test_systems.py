@@ -29,6 +29,7 @@ from deepsum_jax.baselines.sisr import sisr_image
 from deepsum_jax.config import TINY, override
 from deepsum_jax.pipeline import flip_and_rotate
 from deepsum_jax.predict import main as predict_main
+from deepsum_jax.sisrnet import SISRNet
 from deepsum_jax.systems import init_params, param_shapes
 
 MODEL = dataclasses.replace(TINY.model, backend="accelerator")
@@ -157,6 +158,33 @@ def test_inpainting_and_residual_can_be_left_out() -> None:
     np.testing.assert_allclose(bare.sr, whole.sr - whole.base, atol=1e-4)
 
 
+def test_nonlocal_sisrnet() -> None:
+    """Every second layer gathers from afar: a change out of reach of the convolutions shows."""
+    config = dataclasses.replace(MODEL, neighbours=4, system="sisr")
+    params = init_params(config, jax.random.key(0))["sisrnet"]
+    assert set(params["conv0"]) == {"kernel", "bias"} and "local" in params["conv1"]
+    with pytest.raises(ValueError, match="neighbours: found 113, expected 0 to 112"):
+        dataclasses.replace(MODEL, neighbours=113)
+    images = np.random.default_rng(3).standard_normal((1, 2, 24, 24, 1)).astype(np.float32)
+    moved = images.copy()
+    moved[:, 0, :, 12:] = moved[:, 0, ::-1, 12:]  # the same values: no norm can tell
+    out = [np.asarray(SISRNet(config).apply({"params": params}, x)) for x in (images, moved)]
+    local = dataclasses.replace(MODEL, system="sisr")
+    plain = init_params(local, jax.random.key(0))["sisrnet"]
+    both = [np.asarray(SISRNet(local).apply({"params": plain}, x)) for x in (images, moved)]
+    # Two layers of 3×3 reach two pixels; five more are the search window's.
+    assert (
+        np.abs(out[0] - out[1])[0, 0, :, 6:9].max()
+        > 100 * np.abs(both[0] - both[1])[0, 0, :, 6:9].max()
+    )
+    np.testing.assert_array_equal(out[0][0, 1], out[1][0, 1])  # frames do not mix
+    config = dataclasses.replace(config, system="deepsum")
+    given = {"params": init_params(config, jax.random.key(0))}
+    whole = DeepSUM(config).apply(given, *_stacks(16))
+    turned = DeepSUM(config, frame_by_frame=True).apply(given, *_stacks(16))
+    np.testing.assert_allclose(turned.sr, whole.sr, atol=1e-4)
+
+
 @pytest.mark.parametrize("code", range(8))
 def test_shifts_turn_with_their_images(code: int) -> None:
     """A frame and its shift, turned together, still register on the turned reference."""
@@ -244,6 +272,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["model.registration=correlation"],
         ["model.registration=shifts"],
         ["model.registration=none", "model.inpainting=none"],
+        ["model.neighbours=4", "model.norm=batch"],
+        ["model.mask_alignment=shifts", "data.reference=first"],
+        ["model.inpainting=before_registration", "data.reference=given", "data.max_shift=6"],
     ],
     ids=" ".join,
 )
@@ -256,6 +287,10 @@ def test_every_system_trains_and_scores(settings: list[str], data: Path, tmp_pat
     summary, _ = evaluate.evaluate(bundle, data, "test")
     assert summary["n"] == 2 and summary["mean"]["cpsnr"] > 20
     assert ("registration" in summary) == (config.model.system == "deepsum")
+    assert bundle.info.reference == config.data.reference
+    assert (bundle.config.neighbours, bundle.config.norm) == (
+        config.model.neighbours, config.model.norm,
+    )  # fmt: skip
 
 
 def test_commands_take_a_system(

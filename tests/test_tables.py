@@ -1,135 +1,262 @@
-"""Tables: budgets, cells that are kept, statistics, and what has not run."""
+"""Tables and curves: statistics, files, what has not run, and the commands."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import refuser
+from PIL import Image
 
 from deepsum_jax import files
-from deepsum_jax.config import DEMO, TINY
-from experiments import benchmark, registration, table1, table2, tables
+from deepsum_jax.config import TINY
+from experiments import (
+    ablations,
+    brightness,
+    cells,
+    exhibits,
+    frames_test,
+    frames_training,
+    reference_frame,
+    registration,
+    rows,
+    sensor,
+    steps,
+    table1,
+    table2,
+    tables,
+)
+from experiments import all as queue
+from experiments.exhibits import Exhibit
 
-ROWS = (tables.BICUBIC, tables.SISR, tables.DEEPSUM)
+COMMANDS = (
+    table1, table2, registration, ablations, reference_frame, brightness, sensor, steps,
+    frames_test, frames_training,
+)  # fmt: skip
+TABLE = Exhibit("table", "A table", "What it says.", (rows.BICUBIC, rows.SISR, rows.DEEPSUM))
 
 
-def bench(workdir: Path) -> tables.Bench:
-    return tables.Bench(workdir, workdir / "data", TINY, max_frames=9)
+def bench(workdir: Path) -> cells.Bench:
+    return cells.Bench(workdir, None, TINY, 9, exhibits.ROWS)
 
 
-def cell(values: list[float | None], **more: Any) -> dict[str, Any]:
-    scenes = [{"cpsnr": v} for v in values]
-    return {
-        "scenes": scenes, "mean": {"cssim": 0.9}, "gflop": 2.0, "parameters": 7,
-        "train_seconds": 3.0, "steps": {"sisrnet": 4}, **more,
+def keep(b: cells.Bench, row: rows.Row, seed: int, values: list[float | None], **more: Any) -> None:
+    """A finished cell of scenes a, b, …"""
+    known = [v for v in values if v is not None]
+    cell = {
+        "scenes": [{"band": "NIR", "name": chr(97 + n), "cpsnr": v} for n, v in enumerate(values)],
+        "mean": {"cssim": 0.9, "cpsnr": float(np.mean(known))}, "gflop": 2.0, "parameters": 7,
+        "train_seconds": 3.0, "steps": {"sisrnet": 4},
+        "made": {"date": "today", "commit": "c", "cores": 2, "processor": "P", "jax": "1"},
+        **more,
     }  # fmt: skip
+    files.write_json(b.cell_path(row, seed), cell)
 
 
-def keep(b: tables.Bench, row: tables.Row, seed: int, values: list[float | None]) -> None:
-    files.write_json(b.cell_path(row, seed), cell(values))
+# --- statistics
 
 
-def test_budgets_are_equal() -> None:
-    """Every stack network trains as many end-to-end steps; the others all steps in one stage."""
-    steps = {row.name: tables.row_config(row, DEMO, 3) for row in tables.ROWS.values()}
-    for name in ("deepsum", "no_registration", "correlation", "shifts"):
-        assert steps[name].deepsum == DEMO.deepsum and steps[name].sisrnet == DEMO.sisrnet
-    both = DEMO.sisrnet.steps + DEMO.deepsum.steps
-    assert steps["sisr"].sisrnet.steps == steps["duf"].deepsum.steps == both
-    assert {c.seed for c in steps.values()} == {3}
-    assert len({c.deepsum.batch_size for c in steps.values()}) == 1
-    assert len({c.data for c in steps.values()}) == 1
-
-
-def test_steps_scale() -> None:
-    half = tables.scaled(DEMO, 0.5)
-    assert half.deepsum.steps == DEMO.deepsum.steps // 2
-    assert tables.scaled(DEMO, 1e-9).regnet.steps == 1
-    assert dataclasses.replace(half, sisrnet=DEMO.sisrnet, regnet=DEMO.regnet,
-                               deepsum=DEMO.deepsum) == DEMO  # fmt: skip
-
-
-def test_statistics(tmp_path: Path) -> None:
+def test_entry_is_paired_over_scenes_and_seeds(tmp_path: Path) -> None:
     b = bench(tmp_path)
-    for seed, offset in ((0, 0.0), (1, 1.0)):
-        keep(b, tables.BICUBIC, seed, [40 + offset, 41 + offset, None])
-        keep(b, tables.DEEPSUM, seed, [42 + offset, 40 + offset, 45.0])
-    bicubic, sisr, deepsum = tables.lines(b, ROWS, (0, 1))
-    assert sisr == {"system": "SISR", "cpsnr": None}
-    assert bicubic["cpsnr"] == pytest.approx(41.0)  # seeds, then scenes; the hidden one left out
+    keep(b, rows.DUF, 0, [40, 41, None])
+    keep(b, rows.DUF, 1, [41, 42, None])
+    keep(b, rows.DEEPSUM, 0, [42, 40, 45])
+    keep(b, rows.DEEPSUM, 1, [43, 41, 45])
+    assert tables.entry(b, rows.SISR, (0, 1)) == {"row": "sisr", "system": "SISR", "cpsnr": None}
+    duf, deepsum = tables.entry(b, rows.DUF, (0, 1)), tables.entry(b, rows.DEEPSUM, (0, 1))
+    assert duf["cpsnr"] == pytest.approx(41.0)  # over seeds, then scenes; the hidden one left out
     assert deepsum["cpsnr"] == pytest.approx(np.mean([42.5, 40.5, 45.0]))
-    assert bicubic["behind"] == pytest.approx(0.5) and bicubic["wins"] == "1 of 2"
+    assert duf["behind"] == pytest.approx(0.5) and (duf["wins"], duf["of"]) == (1, 2)
+    assert duf["low"] < 0.5 < duf["high"]
+    assert duf["seeds"] == 2 and duf["seed_deviation"] == pytest.approx(np.sqrt(0.5))
     assert "behind" not in deepsum
-    one_seed = tables.lines(b, ROWS, (0,))
-    assert one_seed[0]["cpsnr"] == pytest.approx(40.5)
-    assert tables.lines(b, ROWS, (0, 2))[0]["cpsnr"] is None
+    assert tables.entry(b, rows.DUF, (0,))["cpsnr"] == pytest.approx(40.5)
 
 
-def test_files(tmp_path: Path) -> None:
+def test_seeds_that_have_not_run(tmp_path: Path) -> None:
+    """What there is is shown, and how much of it."""
     b = bench(tmp_path)
-    keep(b, tables.BICUBIC, 0, [40.0, 41.0])
-    keep(b, tables.DEEPSUM, 0, [42.0, 43.0])
-    text = tables.write(tmp_path, "table", "A table", tables.lines(b, ROWS, (0,)), "said here")
-    assert "| SISR | not run |" in text and text.endswith("said here\n")
-    assert "| Bicubic+Mean | 40.50 | 0.9000 | +2.00 (+2.00 to +2.00) | 2 of 2 | 4 | 3 |" in text
-    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
-    assert [r["system"] for r in rows[:3]] == ["Bicubic+Mean", "SISR", "DeepSUM"]
-    assert rows[0]["cpsnr"] == "40.5" and rows[1]["cpsnr"] == ""
-    assert (tmp_path / "table.png").stat().st_size > 5_000
+    keep(b, rows.DUF, 1, [40, 41])
+    entry = tables.entry(b, rows.DUF, (0, 1, 2))
+    assert entry["seeds"] == 1 and entry["cpsnr"] == 40.5 and entry["seed_deviation"] is None
+    assert "| DUF | 40.50 (1 of 3 seeds) |" in tables.markdown([entry], 3)
+    assert "(1 of" not in tables.markdown([entry], 1)
+
+
+def test_scenes_are_paired_by_name(tmp_path: Path) -> None:
+    """Systems that were held out other scenes meet on those they share."""
+    b = bench(tmp_path)
+    keep(b, rows.DUF, 0, [40, 41, 42])
+    keep(b, rows.DEEPSUM, 0, [1, 2, 3])
+    path = b.cell_path(rows.DEEPSUM, 0)
+    cell = files.read_json(path)
+    cell["scenes"] = [
+        {"band": "NIR", "name": "c", "cpsnr": 45.0}, {"band": "RED", "name": "a", "cpsnr": 9.0},
+    ]  # fmt: skip
+    files.write_json(path, cell)
+    entry = tables.entry(b, rows.DUF, (0,))
+    assert entry["behind"] == pytest.approx(3.0) and entry["of"] == 1
+
+
+def test_row_is_held_against_what_it_says(tmp_path: Path) -> None:
+    b = bench(tmp_path)
+    first = rows.on_reference(rows.SISR_MEAN, "first")
+    keep(b, first, 0, [40, 40])
+    keep(b, rows.DEEPSUM, 0, [50, 50])
+    keep(b, rows.on_reference(rows.DEEPSUM, "first"), 0, [41, 42])
+    entry = tables.entry(b, first, (0,))
+    assert entry["behind"] == pytest.approx(1.5) and entry["against"] == "DeepSUM, first frame"
+    keep(b, rows.DUF, 0, [40, 40])
+    both = [entry, tables.entry(b, rows.DUF, (0,))]
+    assert "its DeepSUM is better by" in tables.markdown(both, 1)
+    assert "DeepSUM, first frame is better by" in tables.markdown(both[:1], 1)
+
+
+# --- files
+
+
+def test_files_of_a_table(tmp_path: Path) -> None:
+    b = bench(tmp_path)
+    keep(b, rows.BICUBIC, 0, [40.0, 41.0], steps={})
+    keep(b, rows.DEEPSUM, 0, [42.0, 43.0], steps={"sisrnet": 4, "deepsum": 5})
+    text = tables.write(tmp_path, TABLE, b, (0,), "said here.")
+    assert "| SISR | not run |" in text
+    assert "| Bicubic+Mean | 40.50 | 0.9000 | +2.00 (+2.00 to +2.00) | 2 of 2 | – | 3 |" in text
+    assert "| DeepSUM | 42.50 | 0.9000 |  |  | 4 + 5 | 3 | 2.0 | 7 |" in text
+    written = (tmp_path / "table.md").read_text()
+    assert written.startswith("# A table\n\nWhat it says.\n\n" + text)
+    about = "said here. Made today of commit c on 2 cores of P with jax 1."
+    assert written.endswith(f"{about}\n")
+    found = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [r["system"] for r in found[:3]] == ["Bicubic+Mean", "SISR", "DeepSUM"]
+    assert found[0]["cpsnr"] == "40.5" and found[1]["cpsnr"] == ""
+    assert json.loads(found[2]["steps"]) == {"sisrnet": 4, "deepsum": 5}
+    with Image.open(tmp_path / "table.png") as image:
+        assert image.info["Description"] == about and image.width > 500
+
+
+def test_files_of_curves(tmp_path: Path) -> None:
+    b = bench(tmp_path)
+    keep(b, rows.DEEPSUM, 0, [42.0, 43.0])
+    keep(b, rows.at_gain(rows.DEEPSUM, 2.0), 0, [41.0, 42.0])
+    entries = {row.name: tables.entry(b, row, (0,)) for row in exhibits.BRIGHTNESS.rows}
+    axis = tables.curves(exhibits.BRIGHTNESS, entries).axes[0]
+    ((x, y),) = [line.get_data() for line in axis.lines if line.get_label() == "_child0"] or [
+        axis.lines[0].get_data()
+    ]
+    assert list(x) == [1.0, 2.0] and list(y) == [42.5, 41.5]
+    text = tables.write(tmp_path, exhibits.BRIGHTNESS, b, (0,), "")
+    assert "| instance norm, 2 | 41.50 |" in text and "| batch norm, 0.5 | not run |" in text
+    assert (tmp_path / "brightness.png").stat().st_size > 5_000
+
+
+def test_nothing_has_run(tmp_path: Path) -> None:
+    for exhibit in exhibits.EXHIBITS:
+        if exhibit.rows:
+            text = tables.write(tmp_path, exhibit, bench(tmp_path), (0,), "")
+            assert text.count("not run") >= len(exhibit.rows)
+
+
+# --- the exhibits themselves
+
+
+def test_exhibits_are_whole() -> None:
+    """Names are unique, every row's partners exist, and every setting is one."""
+    names = [e.name for e in exhibits.EXHIBITS]
+    assert len(set(names)) == len(names)
+    every = [r for e in exhibits.EXHIBITS for r in (*e.rows, *e.needs)]
+    for row in every:
+        assert exhibits.ROWS[row.name] == row, f"two rows named {row.name}"
+        assert row.against in exhibits.ROWS
+        assert not row.trained_as or not exhibits.ROWS[row.trained_as].trained_as
+        rows.row_config(row, TINY, 0)
+
+
+def test_paper_s_tables_have_the_paper_s_rows() -> None:
+    assert [r.label for r in exhibits.TABLE2.rows] == [
+        "Bicubic+Mean", "IBP", "SISR", "SISR+Mean", "DUF", "DeepSUM",
+    ]  # fmt: skip
+    assert len(exhibits.TABLE1.rows) == 2 and len(exhibits.REGISTRATION.rows) == 3
+
+
+# --- the commands
+
+
+def _settings(workdir: Path) -> list[str]:
+    settings = ["--preset", "tiny", "--workdir", str(workdir)]
+    for stage in ("sisrnet", "regnet", "deepsum"):
+        settings += ["--set", f"{stage}.steps=1", "--set", f"{stage}.validate_every=1"]
+    return [*settings, "--set", "model.backend=accelerator"]
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains, keeps its cells, trains nothing twice, shares rows, and minds its budget."""
-    settings = ["--preset", "tiny", "--workdir", str(tmp_path / "w")]
-    for stage in ("sisrnet", "regnet", "deepsum"):
-        settings += ["--set", f"{stage}.steps=1", "--set", f"{stage}.validate_every=1"]
-    settings += ["--set", "model.backend=accelerator"]
     trained: list[str] = []
-    real = tables.train
+    real = cells.train
 
-    def spy(workdir: Path, *args: Any) -> Any:
+    def spy(workdir: Path, *args: Any, **kwargs: Any) -> Any:
         trained.append(workdir.name)
-        return real(workdir, *args)
+        return real(workdir, *args, **kwargs)
 
-    monkeypatch.setattr(tables, "train", spy)
-    rows = (tables.BICUBIC, tables.SISR, tables.SISR_MEAN, tables.UNREGISTERED)
-    tables.run("table2", "Some systems", rows, settings)
-    assert trained == ["sisr-0", "no_registration-0"]
-    text = (tmp_path / "w" / "table2.md").read_text()
-    assert "not run" not in text and "--preset tiny" in text and "commit" in text
+    monkeypatch.setattr(cells, "train", spy)
+    chosen = (rows.BICUBIC, rows.SISR, rows.SISR_MEAN, rows.UNREGISTERED)
+    settings = _settings(tmp_path / "w")
+    tables.main(dataclasses.replace(TABLE, table=chosen), settings)
+    assert [name.split("-")[0] for name in trained] == ["sisr", "pretraining", "no_registration"]
+    text = (tmp_path / "w" / "table.md").read_text()
+    assert "not run" not in text and "--preset tiny" in text and "Made 2" in text
     kept = {p.name: p.read_bytes() for p in (tmp_path / "w" / "cells").iterdir()}
     assert len(kept) == 4
-    tables.run("table1", "Again", rows[1:], settings)
-    assert trained == ["sisr-0", "no_registration-0"]
+    again = dataclasses.replace(TABLE, name="again", table=chosen[1:])
+    tables.main(again, settings)
+    assert len(trained) == 3
     assert kept == {p.name: p.read_bytes() for p in (tmp_path / "w" / "cells").iterdir()}
     with pytest.raises(ValueError, match="another budget"):
-        tables.run("table1", "Again", rows, [*settings, "--steps-scale", "2"])
-    tables.run("table1", "Again", (tables.DUF,), [*settings, "--no-run"])
-    assert "| DUF | not run |" in (tmp_path / "w" / "table1.md").read_text()
+        tables.main(again, [*settings, "--steps-scale", "2"])
+    tables.main(dataclasses.replace(TABLE, table=(rows.DUF,)), [*settings, "--no-run"])
+    assert "| DUF | not run |" in (tmp_path / "w" / "table.md").read_text()
+
+
+def test_all_goes_on_past_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue ends what it can, says what failed, and writes the report with its gaps."""
+    ran: list[str] = []
+
+    def run(self: cells.Bench, row: rows.Row, seed: int, progress: bool = True) -> None:
+        ran.append(f"{row.name}-{seed}")
+        if row is rows.DUF:
+            raise ValueError("the loss is not finite")
+        keep(self, row, seed, [40.0, 41.0])
+
+    monkeypatch.setattr(cells.Bench, "run", run)
+    settings = ["--preset", "tiny", "--workdir", str(tmp_path), "--only", "table1", "table2"]
+    with pytest.raises(ValueError, match=r"2 cells failed: DUF, seed 0: .*DUF, seed 1"):
+        queue.main([*settings, "--seeds", "0", "1"])
+    # Seed by seed, each cell once; what has no parameters has one seed.
+    assert ran == [
+        "bicubic_mean-0", "ibp-0", "sisr-0", "sisr_mean-0", "duf-0", "deepsum-0",
+        "no_registration-0", "sisr-1", "sisr_mean-1", "duf-1", "deepsum-1", "no_registration-1",
+    ]  # fmt: skip
+    assert "| DUF | not run |" in (tmp_path / "table2.md").read_text()
+    report = (tmp_path / "report.html").read_text()
+    assert "not run" in report and "Table II" in report
+    ran.clear()
+    with pytest.raises(ValueError, match="2 cells failed"):
+        queue.main([*settings, "--seeds", "0", "1"])
+    assert ran == ["duf-0", "duf-1"]
 
 
 def test_commands_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused = refuser(capsys)
-    for module in (table1, table2, registration):
+    for module in (*COMMANDS, queue):
         assert "preset" in refused(module.main, "--workdir", tmp_path / "w", "--preset", "dem")
     assert "--steps-scale" in refused(table1.main, "--workdir", tmp_path, "--steps-scale", "0")
+    missing = tmp_path / "missing"
+    assert "no such folder" in refused(
+        table1.main, "--workdir", tmp_path / "w", "--data", missing, "--preset", "tiny"
+    )
     assert not (tmp_path / "w").exists()
-
-
-def test_nominal_work_of_systems() -> None:
-    model = TINY.model
-    parts = benchmark.nominal_work(model, 24, 24)
-
-    def of(**changes: Any) -> float:
-        return tables.work(dataclasses.replace(model, **changes), 24, 24)
-
-    assert of() == pytest.approx(parts.total)
-    assert of(registration="none") == pytest.approx(parts.sisrnet + parts.fusionnet)
-    assert of(system="sisr_mean") == pytest.approx(model.num_frames * of(system="sisr"))
-    assert of(system="ibp") == of(system="bicubic_mean") == 0
-    assert of(system="duf") > 0
