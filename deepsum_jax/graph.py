@@ -115,18 +115,25 @@ def _search(band: Array, start: Array, height: int, k: int, search: int) -> tupl
 
     def one_offset(offset: Array) -> Array:
         corner = offset[0], offset[1] + reach
-        other = lax.dynamic_slice(others, (0, *corner), (len(maps), *shape))
+        first = jnp.zeros_like(offset[0])  # start indices must be of one type
+        other = lax.dynamic_slice(others, (first, *corner), (len(maps), *shape))
         # A sum over F spelt out is one loop along W for XLA; a reduction over F takes twice as
         # long on CPUs.
         distances = sum(jnp.square(other[f] - ones[f]) for f in range(len(maps)))
         both = ones_inside & lax.dynamic_slice(inside, corner, shape)
-        distances = jnp.where(both, distances, jnp.inf)
+        return jnp.where(both, distances, jnp.inf)
+
+    def reverse(args: tuple[Array, Array]) -> Array:
+        """From i to i − offset: what i − offset has to i."""
+        offset, distances = args
         wider = jnp.pad(distances, ((0, 0), (reach, reach)), constant_values=jnp.inf)
-        behind = lax.dynamic_slice(wider, (reach - offset[0], reach - offset[1]), (rows, width))
-        return jnp.stack([distances[reach:], behind])  # to i + offset and to i − offset
+        return lax.dynamic_slice(wider, (reach - offset[0], reach - offset[1]), (rows, width))
 
     half = _half_window(search)
-    distances = lax.map(one_offset, jnp.asarray(half))  # [offsets, 2, rows, W]
+    ahead = lax.map(one_offset, jnp.asarray(half))  # [offsets, rows + reach, W]
+    # A loop of its own: XLA would compute the distances a second time for it.
+    behind = lax.map(reverse, (jnp.asarray(half), ahead))
+    distances = jnp.stack([ahead[:, reach:], behind], axis=1)  # [offsets, 2, rows, W]
     distances = distances.transpose(2, 3, 0, 1).reshape(rows, width, -1)
     nearness, chosen = lax.top_k(-distances, k)
     valid = nearness > -jnp.inf
