@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, overload
 import jax
 import numpy as np
 
-from deepsum_jax import cli, deepsum, ops, prepare, registration
+from deepsum_jax import cli, deepsum, kelvins, ops, prepare, registration
 from deepsum_jax.baselines.bicubic_mean import bicubic_mean
 from deepsum_jax.baselines.ibp import ibp
 from deepsum_jax.baselines.sisr import sisr_image, sisr_mean
@@ -452,11 +452,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     stack, masks = read_input(args.inputs, args.masks)
     check_output(args.output, stack.shape[-1] if stack.ndim == 4 else 1)
     bundle = chosen_bundle(args)
+    reference = args.reference
+    if reference is None and bundle.info.reference == "given" and args.inputs[0].is_dir():
+        reference = prepare.reference_frame(kelvins.read_scene(args.inputs[0]), "given")
     result = predict(
         bundle,
         stack,
         masks,
-        reference=args.reference,
+        reference=reference,
         return_details=True,
         max_frames=args.max_frames,
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import TINY, delta_bundle, landscape, random_bundle
+from helpers import TINY, delta_bundle, landscape, random_bundle, refuser
 
 from deepsum_jax import (
     Bundle,
@@ -513,6 +513,21 @@ def test_command_reads_every_kind_of_input(
         output.unlink()
         assert "24×24 from 3 of 4 frames, on the grid of frame 1" in capsys.readouterr().out
     assert [p.name for p in output.parent.iterdir()] == []
+
+
+def test_command_takes_the_reference_that_a_scene_gives(
+    scene: Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_params(tmp_path / "b", dataclasses.replace(RANDOM, info=BundleInfo(reference="given")))
+    folder = tmp_path / "in put" / "imgset0001"
+    command = ["--params", tmp_path / "b", "--output", tmp_path / "sr.npy", folder]
+    message = refuser(capsys)(main, *command)
+    assert "reference.txt" in message and not (tmp_path / "sr.npy").exists()
+    (folder / "reference.txt").write_text("LR003\n")  # the third of 0, 2, 3 and 10
+    main([str(a) for a in command])
+    assert "on the grid of frame 2" in capsys.readouterr().out
+    expected = predict(RANDOM, scene.lr, scene.masks, reference=2)
+    np.testing.assert_array_equal(np.load(tmp_path / "sr.npy"), expected)
 
 
 def test_command_writes_png(saved: Path, scene: Scene, tmp_path: Path) -> None:
