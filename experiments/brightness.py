@@ -1,4 +1,4 @@
-"""Instance norm against batch norm on brighter and darker frames.
+"""Instance norm against batch norm on frames of another gain.
 
 python -m experiments.brightness --workdir DIR [--data DIR] [--steps-scale X]
 """

@@ -53,13 +53,19 @@ def work(model: ModelConfig, height: int, width: int) -> float:
     )
 
 
-def brighter(norm: Normalization, gain: float) -> Normalization:
-    """The normalisation that makes of an image what `norm` makes of `gain` times the image."""
+def brighter(norm: Normalization, gain: float, haze: float = 0.0) -> Normalization:
+    """The normalisation that makes of an image x what `norm` makes of gain · x + haze · lr_std.
 
-    def divide(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
-        return tuple(v / gain for v in value) if isinstance(value, tuple) else value / gain
+    Results are then those for such frames, less the haze and divided by the gain.
+    """
+    added = haze * np.atleast_1d(norm.lr_std)
 
-    return Normalization(**{k: divide(v) for k, v in norm.to_dict().items()})
+    def changed(name: str) -> float | tuple[float, ...]:
+        values = np.atleast_1d(getattr(norm, name))
+        values = (values - added if name.endswith("mean") else values) / gain
+        return tuple(map(float, values)) if len(values) > 1 else float(values[0])
+
+    return Normalization(**{name: changed(name) for name in norm.to_dict()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +169,7 @@ class Bench:
 
     def _for_test(self, bundle: Bundle, row: Row) -> Bundle:
         """A bundle that sees what the row's tests show it, and the scenes they are made on."""
-        norm = brighter(bundle.config.normalization, row.gain)
+        norm = brighter(bundle.config.normalization, row.gain, row.haze)
         config = dataclasses.replace(bundle.config, normalization=norm)
         held_out = self._held_out(self.scenes(row.many))
         seen = set(bundle.info.train_scenes)

@@ -97,14 +97,24 @@ REFERENCE_FRAME = Exhibit(
 )
 BRIGHTNESS = Exhibit(
     "brightness",
-    "Instance norm against batch norm under another brightness",
-    "All test frames brighter or darker than any in training. Instance norm takes statistics of "
-    "each image, batch norm those of training.",
+    "Instance norm against batch norm under another gain",
+    "All test frames multiplied: brightness and contrast change together. Instance norm takes "
+    "statistics of each image, batch norm those of training.",
     curves={
         label: tuple((gain, rows.at_gain(row, gain)) for gain in rows.GAINS)
         for label, row in (("instance norm", rows.DEEPSUM), ("batch norm", rows.BATCH_NORM))
     },
-    axis="brightness of the test frames, relative to training",
+    axis="gain of the test frames",
+)
+HAZE = Exhibit(
+    "haze",
+    "Instance norm against batch norm in haze",
+    "A constant added to all test frames: another brightness, the same contrast.",
+    curves={
+        label: tuple((haze, rows.in_haze(row, haze)) for haze in rows.HAZES)
+        for label, row in (("instance norm", rows.DEEPSUM), ("batch norm", rows.BATCH_NORM))
+    },
+    axis="added to the test frames, deviations of the training frames",
 )
 SENSOR = Exhibit(
     "sensor",
@@ -150,7 +160,7 @@ FRAMES_TRAINING = Exhibit(
 )
 
 EXHIBITS = (
-    TABLE2, TABLE1, REGISTRATION, ABLATIONS, PANELS, BRIGHTNESS, SENSOR, REFERENCE_FRAME,
+    TABLE2, TABLE1, REGISTRATION, ABLATIONS, PANELS, BRIGHTNESS, HAZE, SENSOR, REFERENCE_FRAME,
     FRAMES_TEST, FRAMES_TRAINING, STEPS,
 )  # fmt: skip
 """In the order of the report, which is that in which `experiments.all` runs them."""

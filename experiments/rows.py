@@ -27,7 +27,8 @@ class Row:
       trained_as: name of the row whose parameters it uses; itself by default.
       steps: factor of all stages' steps.
       max_frames: at test; 0 takes the experiment's.
-      gain: brightness of the test frames, relative to what they have.
+      gain, haze: test frames are gain times what they are, plus haze in deviations of the
+        training frames.
       many: trained and tested on scenes of many frames.
       against: name of the row that it is held against.
     """
@@ -39,6 +40,7 @@ class Row:
     steps: float = 1.0
     max_frames: int = 0
     gain: float = 1.0
+    haze: float = 0.0
     many: bool = False
     against: str = "deepsum"
 
@@ -71,6 +73,7 @@ ABLATIONS = (
 )  # fmt: skip
 
 GAINS = (0.5, 0.7, 1.0, 1.4, 2.0)
+HAZES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 TEST_FRAMES = (9, 10, 11, 12, 13, 14, 15, 1000)  # the last is all
 TRAIN_FRAMES = (3, 5, 7, 9, 11, 13)
 STEP_FACTORS = (0.3, 1.0, 3.0)
@@ -79,11 +82,20 @@ REFERENCES = ("clearest", "first", "given")
 
 
 def at_gain(row: Row, gain: float) -> Row:
-    """A trained row on frames of another brightness."""
+    """A trained row on frames of another gain: brightness and contrast together."""
     if gain == 1:
         return row
     return dataclasses.replace(
         row, name=f"{row.name}_gain{gain:g}", trained_as=row.trained_as or row.name, gain=gain
+    )
+
+
+def in_haze(row: Row, haze: float) -> Row:
+    """A trained row on frames of another brightness and the same contrast."""
+    if haze == 0:
+        return row
+    return dataclasses.replace(
+        row, name=f"{row.name}_haze{haze:g}", trained_as=row.trained_as or row.name, haze=haze
     )
 
 

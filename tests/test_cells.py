@@ -185,16 +185,16 @@ def test_panels(tmp_path: Path) -> None:
 # --- brightness and work
 
 
-@pytest.mark.parametrize("gain", [0.5, 2.0])
-def test_brighter_normalisation_is_brighter_frames(gain: float) -> None:
+@pytest.mark.parametrize(("gain", "haze"), [(0.5, 0.0), (2.0, 0.0), (1.0, -1.5), (1.4, 1.0)])
+def test_brighter_normalisation_is_brighter_frames(gain: float, haze: float) -> None:
     bundle = random_bundle()
     rng = np.random.default_rng(0)
     lr = (7700 + 900 * rng.standard_normal((3, 8, 8, 1))).astype(np.float32)
     masks = rng.random((3, 8, 8)) < 0.9
-    expected = super_resolve(bundle, gain * lr, masks, [0, 1, 2]).image / gain
-    config = dataclasses.replace(
-        bundle.config, normalization=cells.brighter(bundle.config.normalization, gain)
-    )
+    norm = bundle.config.normalization
+    added = np.float32(haze * np.float64(norm.lr_std))
+    expected = (super_resolve(bundle, gain * lr + added, masks, [0, 1, 2]).image - added) / gain
+    config = dataclasses.replace(bundle.config, normalization=cells.brighter(norm, gain, haze))
     found = super_resolve(dataclasses.replace(bundle, config=config), lr, masks, [0, 1, 2]).image
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 

@@ -22,6 +22,7 @@ from experiments import (
     exhibits,
     frames_test,
     frames_training,
+    haze,
     reference_frame,
     registration,
     rows,
@@ -35,7 +36,8 @@ from experiments import all as queue
 from experiments.exhibits import Exhibit
 
 COMMANDS = (
-    table1, table2, registration, ablations, reference_frame, brightness, sensor, steps,
+    table1, table2, registration, ablations, reference_frame, brightness, haze, sensor,
+    steps,
     frames_test, frames_training,
 )  # fmt: skip
 TABLE = Exhibit("table", "A table", "What it says.", (rows.BICUBIC, rows.SISR, rows.DEEPSUM))
