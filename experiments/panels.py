@@ -13,7 +13,7 @@ from experiments import pictures, tables
 from experiments.cells import Bench, missing, run_all
 from experiments.exhibits import PANELS
 
-SCENES = 3  # of each band
+SCENES = 2  # of each band
 
 
 def draw(bench: Bench, output: Path, seed: int, caption: str) -> None:

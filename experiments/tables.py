@@ -152,10 +152,11 @@ def curves(exhibit: Exhibit, entries: dict[str, Entry]) -> Figure:
     axis = figure.subplots()
     for (label, points), colour in zip(exhibit.curves.items(), _COLOURS):
         known = [(x, entries[r.name]) for x, r in points if entries[r.name]["cpsnr"] is not None]
+        spread = [t["seed_deviation"] or 0 for _, t in known]
         if known:
             axis.errorbar(
                 [x for x, _ in known], [t["cpsnr"] for _, t in known],
-                yerr=[t["seed_deviation"] or 0 for _, t in known],
+                yerr=spread if any(spread) else None,
                 fmt="o-", color=colour, label=label, capsize=3,
             )  # fmt: skip
     for row in exhibit.table:
