@@ -131,7 +131,7 @@ STEPS = Exhibit(
     "Whether the order of the systems is a matter of their budget.",
     curves={
         row.label: tuple((f, rows.with_steps(row, f)) for f in rows.STEP_FACTORS)
-        for row in (rows.SISR, rows.DUF, rows.DEEPSUM)
+        for row in (rows.SISR, rows.DUF, rows.DEEPSUM, rows.NONLOCAL)
     },
     axis="steps of all stages, relative to the tables'",
 )

@@ -59,6 +59,7 @@ CORRELATION = Row(
 SHIFTS = Row("shifts", "learned shifts, fixed kernel", ("model.registration=shifts",))
 
 BATCH_NORM = Row("batch_norm", "batch norm", ("model.norm=batch",))
+NONLOCAL = Row("nonlocal", "non-local SISRNet", ("model.neighbours=8",))
 ABLATIONS = (
     Row("no_inpainting", "no mutual inpainting", ("model.inpainting=none",)),
     Row("inpainting_before", "inpainting before registration",
@@ -69,7 +70,7 @@ ABLATIONS = (
     Row("no_pretraining", "no pretraining",
         ("sisrnet.steps=0", "regnet.steps=0", "deepsum.regnet_rate=1")),
     BATCH_NORM,
-    Row("nonlocal", "non-local SISRNet", ("model.neighbours=8",)),
+    NONLOCAL,
 )  # fmt: skip
 
 GAINS = (0.5, 0.7, 1.0, 1.4, 2.0)

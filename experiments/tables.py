@@ -143,7 +143,7 @@ def chart(table: Sequence[Entry], title: str) -> Figure:
     return figure
 
 
-_COLOURS = ("#4878a8", "#c8663c", "#4f9a5b")
+_COLOURS = ("#4878a8", "#c8663c", "#4f9a5b", "#8a6bb0")
 
 
 def curves(exhibit: Exhibit, entries: dict[str, Entry]) -> Figure:
