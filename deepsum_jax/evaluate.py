@@ -67,6 +67,12 @@ def _score_image(image: np.ndarray, scene: Scene, border: int) -> tuple[float, f
     return float(cpsnr[0]), float(metrics.cssim(image[None], hr, mask, border)[0])
 
 
+def read_truth(folder: kelvins.SceneFolder) -> dict[str, Any] | None:
+    """What a simulated scene's truth.json says; None without one."""
+    path = folder.path / "truth.json"
+    return files.read_json(path) if path.exists() else None
+
+
 def true_shifts(truth: dict[str, Any], frames: Sequence[int]) -> np.ndarray:
     """[n, 2]: translations that register frames on the first, from a simulated scene's truth.
 
@@ -408,8 +414,7 @@ def evaluate(
     scores = []
     for folder in tqdm(folders, "evaluating", disable=not progress, unit="scene"):
         scene = kelvins.read_scene(folder, norms.get(folder.name))
-        truth_file = folder.path / "truth.json"
-        truth = files.read_json(truth_file) if truth_file.exists() else None
+        truth = read_truth(folder)
         try:
             score = evaluate_scene(bundle, scene, truth, max_frames)
         except ValueError as error:

@@ -28,7 +28,7 @@ from jax import lax
 
 from deepsum_jax import ops
 from deepsum_jax.config import ModelConfig
-from deepsum_jax.layers import kernel_init
+from deepsum_jax.layers import LinearParams, kernel_init
 
 Array = jax.Array
 
@@ -188,20 +188,6 @@ class _Affine(NamedTuple):
     bias: Array
 
 
-class _AffineParams(nn.Module):
-    """Parameters of an affine map that another layer computes."""
-
-    shape: tuple[int, int]
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self) -> _Affine:
-        dtype = self.config.param_dtype
-        kernel = self.param("kernel", kernel_init, self.shape, dtype)
-        bias = self.param("bias", nn.initializers.zeros, self.shape[-1:], dtype)
-        return _Affine(kernel.astype(self.config.dtype), bias.astype(self.config.dtype))
-
-
 class _LocalParams(nn.Module):
     """Kernel of the convolution; a norm that follows would remove a bias."""
 
@@ -310,11 +296,16 @@ class GraphConv(nn.Module):
         cfg = self.config
         *_, height, width, channels = x.shape
         kernel = _LocalParams((3, 3, channels, self.features), cfg, name="local")()
+
+        def affine(name: str, size: int) -> _Affine:
+            kernel, bias = LinearParams((channels, size), cfg, name=name)()
+            return _Affine(kernel.astype(cfg.dtype), bias.astype(cfg.dtype))
+
         params = _EdgeParams(
-            hidden=_AffineParams((channels, channels), cfg, name="hidden")(),
-            weights=_AffineParams((channels, RANK), cfg, name="weights")(),
-            left=_AffineParams((channels, RANK * self.features), cfg, name="left")(),
-            right=_AffineParams((channels, RANK * channels), cfg, name="right")(),
+            hidden=affine("hidden", channels),
+            weights=affine("weights", RANK),
+            left=affine("left", RANK * self.features),
+            right=affine("right", RANK * channels),
         )
         x = x.astype(cfg.dtype)
         local = ops.conv2d(x, kernel, cfg.precision, cfg.backend)

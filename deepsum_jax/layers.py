@@ -48,8 +48,8 @@ class Conv(nn.Module):
         return y + bias.astype(cfg.dtype)
 
 
-class _ConvParams(nn.Module):
-    """Kernel and bias of a convolution that another layer computes."""
+class LinearParams(nn.Module):
+    """Kernel and bias of a convolution or product that another layer computes."""
 
     shape: tuple[int, ...]
     config: ModelConfig
@@ -121,7 +121,7 @@ def conv_norm_leaky(
     """
     window = (3, 3) if depth == 1 else (depth, 3, 3)
     shape = (*window, x.shape[-1], config.features)
-    kernel, _ = _ConvParams(shape, config, name=f"conv{index}")()
+    kernel, _ = LinearParams(shape, config, name=f"conv{index}")()
     norm = Norm(config.features, config, training, name=f"norm{index}")
     kernel = kernel.reshape(depth, 3, 3, *shape[-2:]).astype(config.dtype)
     x = x.astype(config.dtype)

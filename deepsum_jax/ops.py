@@ -105,6 +105,21 @@ def translate(x: np.ndarray, shift: Sequence[int], fill: bool | None = None) -> 
     return out
 
 
+def window_sums(x: np.ndarray, size: int) -> np.ndarray:
+    """Sums over all size×size windows, on the host.
+
+    Args:
+      x: [..., H, W], numbers; masks as integers.
+      size: up to H and W.
+
+    Returns:
+      [..., H − size + 1, W − size + 1]; exact for integers.
+    """
+    total = np.pad(x, [(0, 0)] * (x.ndim - 2) + [(1, 0), (1, 0)]).cumsum(axis=-2).cumsum(axis=-1)
+    strips = total[..., size:, :] - total[..., :-size, :]
+    return np.asarray(strips[..., size:] - strips[..., :-size])
+
+
 def reflect_pad(x: Array, pad: int, backend: Backend = "auto") -> Array:
     """Pads H and W of [..., H, W, F], both > `pad`, by reflection about the border pixels'
     centres."""

@@ -155,15 +155,7 @@ def upsample_window(
 
 def _window_fraction(mask: np.ndarray, size: int) -> np.ndarray:
     """Fraction of reliable pixels in every size×size window: [..., h, w] → [..., h′, w′]."""
-    total = np.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 0), (1, 0)]).astype(np.int64)
-    total = total.cumsum(axis=-1).cumsum(axis=-2)
-    count = (
-        total[..., size:, size:]
-        - total[..., :-size, size:]
-        - total[..., size:, :-size]
-        + total[..., :-size, :-size]
-    )
-    return count / size**2
+    return ops.window_sums(mask.astype(np.int64), size) / size**2
 
 
 def choose_patches(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from deepsum_jax import cli
 from experiments import panels, report, tables
-from experiments.cells import missing, run_all
+from experiments.cells import raise_failures
 from experiments.exhibits import EXHIBITS, PANELS
 from experiments.rows import Row
 
@@ -34,12 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             panels.draw(bench, output, args.seeds[0], about)
 
     rows = [row for e in chosen for row in (*e.rows, *e.needs)]
-    cells = [] if args.no_run else missing(bench, rows, args.seeds)
-    failures = run_all(bench, cells, rewrite)
+    failures = tables.run_missing(bench, rows, args, rewrite)
     rewrite()
     report.main(["--input", str(output)])
-    if failures:
-        raise ValueError(f"{len(failures)} cells failed: {'; '.join(failures)}")
+    raise_failures(failures)
 
 
 if __name__ == "__main__":

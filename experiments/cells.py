@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deepsum_jax import Bundle, evaluate, files, kelvins, prepare, simulate, stages
+from deepsum_jax import Bundle, evaluate, files, kelvins, prepare, stages
 from deepsum_jax.baselines.duf import duf_work
 from deepsum_jax.checkpoint import BundleInfo, load_params
 from deepsum_jax.config import ModelConfig, Normalization, TrainConfig
@@ -194,31 +194,26 @@ class Bench:
             return self.data
         if not many:
             return simulated_scenes(self.base, self.workdir)
-        folder, s = self.workdir / "data_many", self.base.simulation
-        if not folder.exists():
-            low, high = MANY_FRAMES
-            config = simulate.SimulationConfig(
-                lr_size=s.lr_size, scale=self.base.model.scale, min_frames=low, max_frames=high
-            )
-            simulate.write_dataset(folder, config, s.scenes, s.test_scenes, s.seed)
-        return folder
+        low, high = MANY_FRAMES
+        frames = dataclasses.replace(self.base.simulation, min_frames=low, max_frames=high)
+        return simulated_scenes(
+            dataclasses.replace(self.base, simulation=frames), self.workdir / "many"
+        )
 
-    def _folders(self, band: str = "") -> tuple[kelvins.SceneFolder, ...]:
-        """The scenes that systems are tested on, of all bands or one."""
+    def _tested_on(self) -> tuple[Bundle, Path, str]:
+        """Whose, where and which split the scenes are that systems are tested on."""
         data = self.scenes()
-        nobody = Bundle({}, self.base.model, BundleInfo(validation_scenes=self._held_out(data)))
-        return evaluate.select_scenes(nobody, data, self._split(data), band)[1]
+        info = BundleInfo(validation_scenes=self._held_out(data))
+        return Bundle({}, self.base.model, info), data, self._split(data)
 
     def bands(self) -> list[str]:
         """The bands of the scenes that systems are tested on."""
-        wanted = self.base.data.band
-        return sorted({f.band for f in self._folders(wanted)})
+        _, folders = evaluate.select_scenes(*self._tested_on(), self.base.data.band)
+        return sorted({f.band for f in folders})
 
     def held_out_scenes(self, band: str, count: int) -> list[tuple[Scene, Any]]:
         """Evenly spaced scenes of a band that systems are tested on, each with its truth."""
-        data = self.scenes()
-        nobody = Bundle({}, self.base.model, BundleInfo(validation_scenes=self._held_out(data)))
-        return pictures.choose_scenes(nobody, data, self._split(data), band, count)
+        return pictures.choose_scenes(*self._tested_on(), band, count)
 
     def _split(self, data: Path) -> str:
         """Test scenes with HR where there are any; else the scenes that training leaves out."""
@@ -274,7 +269,7 @@ def missing(bench: Bench, rows: Sequence[Row], seeds: Sequence[int]) -> list[tup
 def run_all(
     bench: Bench,
     cells: Sequence[tuple[Row, int]],
-    ended: Callable[[Row], None] = lambda row: None,
+    ended: Callable[[Row], object] = lambda row: None,
 ) -> list[str]:
     """Runs cells one after another; a cell that fails does not stop the others.
 
@@ -282,7 +277,7 @@ def run_all(
       ended: called behind each.
 
     Returns:
-      What failed, a line each.
+      What failed, a line each; for `raise_failures`, once what there is has been written.
     """
     failures, start = [], time.perf_counter()
     for n, (row, seed) in enumerate(cells):
@@ -296,3 +291,9 @@ def run_all(
             print(f"failed: {error}", flush=True)
         ended(row)
     return failures
+
+
+def raise_failures(failures: Sequence[str]) -> None:
+    """Raises ValueError where cells have failed."""
+    if failures:
+        raise ValueError(f"{len(failures)} cells failed: {'; '.join(failures)}")

@@ -6,10 +6,12 @@ An exhibit is a list of rows, or curves through rows. Each has a module of its n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from experiments import rows
 from experiments.rows import Row
+
+Curves = Mapping[str, tuple[tuple[float, Row], ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Exhibit:
     title: str
     about: str
     table: tuple[Row, ...] = ()
-    curves: Mapping[str, tuple[tuple[float, Row], ...]] = dataclasses.field(default_factory=dict)
+    curves: Curves = dataclasses.field(default_factory=dict)
     axis: str = ""
     needs: tuple[Row, ...] = ()
 
@@ -45,10 +47,14 @@ class Exhibit:
         return tuple(dict.fromkeys((*self.table, *points)))
 
 
-def _curve(
-    label: str, xs: tuple[float, ...], made: tuple[Row, ...]
-) -> dict[str, tuple[tuple[float, Row], ...]]:
+def _curve(label: str, xs: tuple[float, ...], made: tuple[Row, ...]) -> Curves:
     return {label: tuple(zip(xs, made, strict=True))}
+
+
+def _both_norms(under: Callable[[Row, float], Row], xs: tuple[float, ...]) -> Curves:
+    """The two norms tested under a condition of every strength."""
+    both = (("instance norm", rows.DEEPSUM), ("batch norm", rows.BATCH_NORM))
+    return {label: tuple((x, under(row, x)) for x in xs) for label, row in both}
 
 
 TABLE2 = Exhibit(
@@ -100,20 +106,14 @@ BRIGHTNESS = Exhibit(
     "Instance norm against batch norm under another gain",
     "All test frames multiplied: brightness and contrast change together. Instance norm takes "
     "statistics of each image, batch norm those of training.",
-    curves={
-        label: tuple((gain, rows.at_gain(row, gain)) for gain in rows.GAINS)
-        for label, row in (("instance norm", rows.DEEPSUM), ("batch norm", rows.BATCH_NORM))
-    },
+    curves=_both_norms(rows.at_gain, rows.GAINS),
     axis="gain of the test frames",
 )
 HAZE = Exhibit(
     "haze",
     "Instance norm against batch norm in haze",
     "A constant added to all test frames: another brightness, the same contrast.",
-    curves={
-        label: tuple((haze, rows.in_haze(row, haze)) for haze in rows.HAZES)
-        for label, row in (("instance norm", rows.DEEPSUM), ("batch norm", rows.BATCH_NORM))
-    },
+    curves=_both_norms(rows.in_haze, rows.HAZES),
     axis="added to the test frames, deviations of the training frames",
 )
 SENSOR = Exhibit(
@@ -165,5 +165,5 @@ EXHIBITS = (
 )  # fmt: skip
 """In the order of the report, which is that in which `experiments.all` runs them."""
 
-ROWS = rows.by_name(row for e in EXHIBITS for row in (*e.rows, *e.needs))
+ROWS = {row.name: row for e in EXHIBITS for row in (*e.rows, *e.needs)}
 """All rows by name."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deepsum_jax import cli, figures, files
 from experiments import pictures, tables
-from experiments.cells import Bench, missing, run_all
+from experiments.cells import Bench, missing, raise_failures, run_all
 from experiments.exhibits import PANELS
 
 SCENES = 2  # of each band
@@ -23,14 +23,14 @@ def draw(bench: Bench, output: Path, seed: int, caption: str) -> None:
     bundles = {row.name: bench.tested(row, seed) for row in shown}
     systems = [(row.label, bundles[row.name]) for row in shown]
     lines = [f"# {PANELS.title}", PANELS.about]
-    for band in bench.bands():
-        scenes = bench.held_out_scenes(band, SCENES)
+    shown_scenes = {band: bench.held_out_scenes(band, SCENES) for band in bench.bands()}
+    for band, scenes in shown_scenes.items():
         figure = pictures.comparison(systems, [scene for scene, _ in scenes], bench.max_frames)
         figures.save(figure, output / f"{PANELS.name}_{band or 'band'}.png", caption)
         names = ", ".join(scene.name for scene, _ in scenes)
         lines.append(f"Band {band}: scenes {names}.")
     if "deepsum" in bundles:
-        scene, truth = bench.held_out_scenes(bench.bands()[0], 1)[0]
+        scene, truth = next(iter(shown_scenes.values()))[0]
         figure = pictures.filters_on_frames(bundles["deepsum"], scene, truth)
         figures.save(figure, output / f"{PANELS.name}_filters.png", caption)
     lines += [f"| {label} |\n|---|\n| not run |" for label in gaps]
@@ -47,8 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = tables.caption("python -m experiments.panels", args, bench.base)
     draw(bench, output, args.seeds[0], about)
     print(f"\npictures: {', '.join(str(p) for p in sorted(output.glob('panels_*.png')))}")
-    if failures:
-        raise ValueError(f"{len(failures)} cells failed: {'; '.join(failures)}")
+    raise_failures(failures)
 
 
 if __name__ == "__main__":

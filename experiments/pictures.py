@@ -21,7 +21,7 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from deepsum_jax import evaluate, figures, files, kelvins, losses, ops, prepare
+from deepsum_jax import evaluate, figures, kelvins, losses, ops, prepare
 from deepsum_jax.checkpoint import Bundle
 from deepsum_jax.predict import check_predictor, select_frames, super_resolve
 from deepsum_jax.scene import Scene
@@ -70,13 +70,6 @@ def place(image: np.ndarray, hr: np.ndarray, clear: np.ndarray) -> tuple[np.ndar
     return np.where(inside, moved, np.nan), np.where(scored, moved - known, np.nan)
 
 
-def _window_sums(x: np.ndarray, size: int) -> np.ndarray:
-    """Sums over all size×size windows: [H, W] → [H − size + 1, W − size + 1]."""
-    total = np.pad(x, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
-    strips = total[size:] - total[:-size]
-    return np.asarray(strips[:, size:] - strips[:, :-size])
-
-
 def choose_crop(hr: np.ndarray, clear: np.ndarray) -> tuple[int, int, int]:
     """The window of HR with most detail: the greatest sum of squared differences of neighbours.
 
@@ -95,8 +88,8 @@ def choose_crop(hr: np.ndarray, clear: np.ndarray) -> tuple[int, int, int]:
     energy[:, :-1] += np.where(clear[:, :-1] & clear[:, 1:], np.diff(known, axis=1), 0) ** 2
     y, x = (min(MARGIN, (n - side) // 2) for n in hr.shape)
     inner = np.s_[y : hr.shape[0] - y, x : hr.shape[1] - x]
-    count = _window_sums(clear[inner].astype(np.int64), side)
-    detail = np.where(count == count.max(), _window_sums(energy[inner], side), -np.inf)
+    count = ops.window_sums(clear[inner].astype(np.int64), side)
+    detail = np.where(count == count.max(), ops.window_sums(energy[inner], side), -np.inf)
     row, column = np.unravel_index(int(detail.argmax()), detail.shape)
     return int(row) + y, int(column) + x, side
 
@@ -293,7 +286,6 @@ def choose_scenes(
     chosen = []
     for n in range(count):
         folder = folders[n * (len(folders) - 1) // max(count - 1, 1)]
-        truth = folder.path / "truth.json"
         scene = kelvins.read_scene(folder, norms.get(folder.name))
-        chosen.append((scene, files.read_json(truth) if truth.exists() else None))
+        chosen.append((scene, evaluate.read_truth(folder)))
     return chosen

@@ -8,12 +8,12 @@ preset's end-to-end steps behind whatever pretraining they have; systems without
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
-from deepsum_jax.config import StageConfig, TrainConfig, override
+from deepsum_jax import stages
+from deepsum_jax.config import ModelConfig, StageConfig, TrainConfig, override
 
-STAGES = ("sisrnet", "regnet", "deepsum")
+STAGES = tuple(stage.name for stage in stages.STAGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,26 +78,25 @@ HAZES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 TEST_FRAMES = (9, 10, 11, 12, 13, 14, 15, 1000)  # the last is all
 TRAIN_FRAMES = (3, 5, 7, 9, 11, 13)
 STEP_FACTORS = (0.3, 1.0, 3.0)
-PSF_SIGMAS = (0.2, 0.3, 0.37, 0.42, 0.5, 0.6)  # LR pixels
+PSF_SIGMAS = (0.2, 0.3, ModelConfig.psf_sigma, 0.42, 0.5, 0.6)  # LR pixels
 REFERENCES = ("clearest", "first", "given")
+
+
+def _tested_under(row: Row, condition: str, **change: float) -> Row:
+    """A trained row whose tests alone are changed."""
+    source = row.trained_as or row.name
+    changes: dict[str, Any] = {"name": f"{row.name}_{condition}", "trained_as": source, **change}
+    return dataclasses.replace(row, **changes)
 
 
 def at_gain(row: Row, gain: float) -> Row:
     """A trained row on frames of another gain: brightness and contrast together."""
-    if gain == 1:
-        return row
-    return dataclasses.replace(
-        row, name=f"{row.name}_gain{gain:g}", trained_as=row.trained_as or row.name, gain=gain
-    )
+    return row if gain == 1 else _tested_under(row, f"gain{gain:g}", gain=gain)
 
 
 def in_haze(row: Row, haze: float) -> Row:
     """A trained row on frames of another brightness and the same contrast."""
-    if haze == 0:
-        return row
-    return dataclasses.replace(
-        row, name=f"{row.name}_haze{haze:g}", trained_as=row.trained_as or row.name, haze=haze
-    )
+    return row if haze == 0 else _tested_under(row, f"haze{haze:g}", haze=haze)
 
 
 def with_frames(frames: int) -> Row:
@@ -129,7 +128,7 @@ def with_steps(row: Row, factor: float) -> Row:
 
 def with_psf(sigma: float) -> Row:
     """IBP that takes the sensor to be so blurred."""
-    if sigma == 0.37:
+    if sigma == ModelConfig.psf_sigma:
         return IBP
     settings = (*IBP.settings, f"model.psf_sigma={sigma:g}")
     return Row(f"ibp_psf{sigma:g}", f"IBP, blur {sigma:g}", settings)
@@ -145,10 +144,6 @@ def on_reference(row: Row, rule: str) -> Row:
     )  # fmt: skip
 
 
-def by_name(rows: Iterable[Row]) -> dict[str, Row]:
-    return {row.name: row for row in rows}
-
-
 def scaled(config: TrainConfig, factor: float) -> TrainConfig:
     """A configuration with all stages' steps times a factor; no stage that has steps loses all."""
 
@@ -156,8 +151,8 @@ def scaled(config: TrainConfig, factor: float) -> TrainConfig:
         steps = max(1, round(stage.steps * factor)) if stage.steps else 0
         return dataclasses.replace(stage, steps=steps)
 
-    stages: dict[str, Any] = {name: scale(getattr(config, name)) for name in STAGES}
-    return dataclasses.replace(config, **stages)
+    scaled_stages: dict[str, Any] = {name: scale(getattr(config, name)) for name in STAGES}
+    return dataclasses.replace(config, **scaled_stages)
 
 
 def row_config(row: Row, base: TrainConfig, seed: int) -> TrainConfig:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from deepsum_jax import cli, evaluate, figures, files, parallel
 from deepsum_jax.config import PRESETS, TrainConfig, override, preset
-from experiments.cells import Bench, Cell, missing, run_all
+from experiments.cells import Bench, Cell, missing, raise_failures, run_all
 from experiments.exhibits import ROWS, Exhibit
 from experiments.rows import STAGES, Row, scaled
 
@@ -290,6 +290,16 @@ def caption(command: str, args: argparse.Namespace, base: TrainConfig) -> str:
     )
 
 
+def run_missing(
+    bench: Bench,
+    rows: Sequence[Row],
+    args: argparse.Namespace,
+    ended: Callable[[Row], object] = lambda row: None,
+) -> list[str]:
+    """Runs what is missing of rows, unless the arguments say not to; see `cells.run_all`."""
+    return [] if args.no_run else run_all(bench, missing(bench, rows, args.seeds), ended)
+
+
 def main(exhibit: Exhibit, argv: Sequence[str] | None = None) -> None:
     """An exhibit from its command line."""
     command = f"python -m experiments.{exhibit.name}"
@@ -297,14 +307,8 @@ def main(exhibit: Exhibit, argv: Sequence[str] | None = None) -> None:
     bench = make_bench(args)
     about = caption(command, args, bench.base)
     output = args.output or args.workdir
-    cells = [] if args.no_run else missing(bench, exhibit.rows, args.seeds)
-    failures = run_all(bench, cells, lambda row: _rewrite(output, exhibit, bench, args, about))
+    failures = run_missing(
+        bench, exhibit.rows, args, lambda row: write(output, exhibit, bench, args.seeds, about)
+    )
     print(f"\n{exhibit.title}\n\n{write(output, exhibit, bench, args.seeds, about)}")
-    if failures:
-        raise ValueError(f"{len(failures)} cells failed: {'; '.join(failures)}")
-
-
-def _rewrite(
-    output: Path, exhibit: Exhibit, bench: Bench, args: argparse.Namespace, about: str
-) -> None:
-    write(output, exhibit, bench, args.seeds, about)
+    raise_failures(failures)
