@@ -2,16 +2,52 @@
 
 params = load_params("workdir")
 image = predict(params, stack, masks)
+
+Names are imported when they are first used, so `import deepsum_jax` costs nothing.
 """
 
-from deepsum_jax import losses as losses
-from deepsum_jax import metrics as metrics
-from deepsum_jax.checkpoint import Bundle as Bundle
-from deepsum_jax.checkpoint import load_params as load_params
-from deepsum_jax.checkpoint import save_params as save_params
-from deepsum_jax.config import ModelConfig as ModelConfig
-from deepsum_jax.config import Normalization as Normalization
-from deepsum_jax.deepsum import DeepSUM as DeepSUM
-from deepsum_jax.predict import Prediction as Prediction
-from deepsum_jax.predict import predict as predict
-from deepsum_jax.scene import Scene as Scene
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepsum_jax import losses as losses
+    from deepsum_jax import metrics as metrics
+    from deepsum_jax.bundle import Bundle as Bundle
+    from deepsum_jax.bundle import load_params as load_params
+    from deepsum_jax.bundle import save_params as save_params
+    from deepsum_jax.config import Compute as Compute
+    from deepsum_jax.config import ModelConfig as ModelConfig
+    from deepsum_jax.config import Normalization as Normalization
+    from deepsum_jax.data.scene import Scene as Scene
+    from deepsum_jax.model.deepsum import DeepSUM as DeepSUM
+    from deepsum_jax.predict import Prediction as Prediction
+    from deepsum_jax.predict import predict as predict
+
+_HOMES = {
+    "Bundle": "bundle",
+    "load_params": "bundle",
+    "save_params": "bundle",
+    "Compute": "config",
+    "ModelConfig": "config",
+    "Normalization": "config",
+    "Scene": "data.scene",
+    "DeepSUM": "model.deepsum",
+    "Prediction": "predict",
+}
+_MODULES = ("losses", "metrics", "predict")  # `predict` is a module that can be called
+
+__all__ = [*_HOMES, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"deepsum_jax.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deepsum_jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"deepsum_jax.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,13 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from deepsum_jax import files
-
-matplotlib.use("Agg", force=False)
 
 Panel = tuple[str, np.ndarray]  # title, image [H, W]
 

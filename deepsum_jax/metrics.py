@@ -15,6 +15,10 @@ Array = jax.Array
 
 _SSIM_RADIUS, _SSIM_SIGMA = 5, 1.5
 
+WORST_CPSNR = 0.0
+"""What means take for an image that is not finite where HR is reliable, dB: an error as large as
+the whole range."""
+
 
 def _prepared(
     sr: Array, hr: Array, hr_mask: Array, border: int

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from deepsum_jax import cli
-from deepsum_jax.checkpoint import Bundle, BundleInfo, save_params
+from deepsum_jax.bundle import Bundle, BundleInfo, save_params
 from deepsum_jax.config import NORMALIZATIONS, ModelConfig
-from deepsum_jax.deepsum import Params
-from deepsum_jax.systems import param_shapes
+from deepsum_jax.systems.system import Params
+from deepsum_jax.systems.table import param_shapes
 
 _REGNET = ("Rconv1b", "Rconv2b", "Rconv3b", "Rconv4b", "Rconv7_b")
 _REFERENCE = ModelConfig()

@@ -32,15 +32,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from deepsum_jax import Bundle, cli, files, parallel, pipeline, predict, stages
 from deepsum_jax.checkpoint import package_version
-from deepsum_jax.config import PRESETS, ModelConfig, TrainConfig, override, preset
 from deepsum_jax.graph import RANK, SEARCH
 from deepsum_jax.pipeline import View
 from deepsum_jax.prepare import PreparedScene
 from deepsum_jax.stages import STAGES, Stage
 from deepsum_jax.step import Forward, init_state
+
+from deepsum_jax import Bundle, cli, files, parallel, pipeline, predict, stages
+from deepsum_jax.config import PRESETS, ModelConfig, TrainConfig, override, preset
 from deepsum_jax.systems import init_params
 
 ROWS = ("forward", *(f"step_{s.name}" for s in STAGES), "predict", "pipeline")

@@ -46,12 +46,12 @@ from typing import Any
 
 import numpy as np
 import scipy.ndimage
-
-from deepsum_jax import cli, evaluate, figures, files, kelvins, metrics, ops, simulate
 from deepsum_jax.checkpoint import Bundle, load_params
-from deepsum_jax.predict import check_predictor, predict, select_frames
 from deepsum_jax.scene import Scene
 from deepsum_jax.stackfile import write_output
+
+from deepsum_jax import cli, evaluate, figures, files, kelvins, metrics, ops, simulate
+from deepsum_jax.predict import check_predictor, predict, select_frames
 
 BAND = "PAN"  # the folder's name
 PATH_ROWS = ("013032", "014032")

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from deepsum_jax.stages import DEEPSUM, REGNET, SISRNET
 from helpers import refuser
 
 from deepsum_jax.config import TINY, ModelConfig, TrainConfig
-from deepsum_jax.stages import DEEPSUM, REGNET, SISRNET
 from experiments import benchmark, scaling
 
 

@@ -13,9 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import contents, random_bundle
-
-from deepsum_jax import checkpoint, files
 from deepsum_jax.checkpoint import (
     Bundle,
     BundleInfo,
@@ -24,6 +21,9 @@ from deepsum_jax.checkpoint import (
     load_params,
     save_params,
 )
+from helpers import contents, random_bundle
+
+from deepsum_jax import checkpoint, files
 from deepsum_jax.config import ModelConfig, Normalization
 
 CONFIG = ModelConfig(

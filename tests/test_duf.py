@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from deepsum_jax import ModelConfig, Normalization, ops, prepare
 from deepsum_jax.baselines import duf
 from deepsum_jax.baselines.duf import DUF
 from deepsum_jax.layers import apply
+
+from deepsum_jax import ModelConfig, Normalization, ops, prepare
 
 CONFIG = ModelConfig(
     num_frames=5, features=2, channels=2, dtype="float64", param_dtype="float64",

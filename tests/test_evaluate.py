@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from deepsum_jax.baselines.bicubic_mean import bicubic_mean
+from deepsum_jax.checkpoint import BundleInfo
+from deepsum_jax.scene import Scene
 from helpers import TINY, delta_bundle, random_bundle, refuser
 
 from deepsum_jax import (
@@ -24,9 +27,6 @@ from deepsum_jax import (
     save_params,
     simulate,
 )
-from deepsum_jax.baselines.bicubic_mean import bicubic_mean
-from deepsum_jax.checkpoint import BundleInfo
-from deepsum_jax.scene import Scene
 
 SIMULATION = simulate.SimulationConfig(lr_size=16, min_frames=5, max_frames=6)
 RANDOM = random_bundle(dataclasses.replace(TINY, residual_init="zeros"))

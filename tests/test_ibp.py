@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import landscape
-
-from deepsum_jax import metrics, ops
 from deepsum_jax.baselines.bicubic_mean import bicubic_mean
 from deepsum_jax.baselines.ibp import ibp
 from deepsum_jax.baselines.sensor import PSF_SIGMA, back_project, observe
 from deepsum_jax.registration import register_frames
+from helpers import landscape
+
+from deepsum_jax import metrics, ops
 from deepsum_jax.simulate import SimulationConfig, simulate_scene
 
 # HR pixels; those of frames 1 and 4 are whole.

@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from deepsum_jax.checkpoint import Bundle, save_params
 
 from deepsum_jax import cli, config, kelvins, simulate
-from deepsum_jax.checkpoint import Bundle, save_params
 from deepsum_jax.systems import param_shapes
 from experiments import landsat
 

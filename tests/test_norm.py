@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from deepsum_jax.layers import Norm
+from deepsum_jax.step import init_state, make_optimizer, make_train_step
 from helpers import TINY as MODEL
 
 from deepsum_jax import Bundle, load_params, ops, parallel, predict, save_params, stages
 from deepsum_jax.config import TINY, StageConfig, TrainConfig
-from deepsum_jax.layers import Norm
-from deepsum_jax.step import init_state, make_optimizer, make_train_step
 from deepsum_jax.systems import init_params
 
 BATCH = dataclasses.replace(MODEL, norm="batch")

@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from deepsum_jax import ops
-from deepsum_jax.config import DataConfig, ModelConfig, Normalization
 from deepsum_jax.pipeline import (
     Batch,
     Patches,
@@ -21,6 +18,9 @@ from deepsum_jax.pipeline import (
     synthetic_shifts,
 )
 from deepsum_jax.prepare import PreparedScene
+
+from deepsum_jax import ops
+from deepsum_jax.config import DataConfig, ModelConfig, Normalization
 
 MODEL = ModelConfig(
     num_frames=3, features=4, filter_size=5, sisrnet_layers=2, channels=2,

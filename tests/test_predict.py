@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from deepsum_jax.checkpoint import BundleInfo
+from deepsum_jax.scene import Scene
 from helpers import TINY, delta_bundle, landscape, random_bundle, refuser
 
 from deepsum_jax import (
@@ -23,9 +25,7 @@ from deepsum_jax import (
     prepare,
     save_params,
 )
-from deepsum_jax.checkpoint import BundleInfo
 from deepsum_jax.predict import average_windows, main, make_windows, run_window, select_frames
-from deepsum_jax.scene import Scene
 
 NORM = Normalization(lr_mean=60.0, lr_std=20.0, hr_mean=60.0, hr_std=10.0)
 MODEL = dataclasses.replace(TINY, normalization=NORM)

@@ -11,10 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import landscape
-
-from deepsum_jax import kelvins, ops, prepare, simulate
-from deepsum_jax.config import NORMALIZATIONS, TINY, DataConfig, ModelConfig, Normalization
 from deepsum_jax.prepare import (
     Dataset,
     PreparedScene,
@@ -31,6 +27,10 @@ from deepsum_jax.prepare import (
     upsample_window,
 )
 from deepsum_jax.scene import Scene
+from helpers import landscape
+
+from deepsum_jax import kelvins, ops, prepare, simulate
+from deepsum_jax.config import NORMALIZATIONS, TINY, DataConfig, ModelConfig, Normalization
 
 MODEL = ModelConfig(num_frames=3, features=4, filter_size=5, sisrnet_layers=2)
 DATA = DataConfig(patch_size=12, patches_per_scene=5)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.ndimage
+from deepsum_jax.ops import bicubic_upsample
 
 from deepsum_jax import cli, kelvins, simulate
-from deepsum_jax.ops import bicubic_upsample
 from deepsum_jax.simulate import SimulationConfig
 
 SMALL = SimulationConfig(lr_size=24, min_frames=9, max_frames=11)

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from deepsum_jax.stages import STAGES, Stage
+from deepsum_jax.step import Forward, gradients, init_state, make_optimizer, make_train_step
 
 from deepsum_jax import parallel, stages
 from deepsum_jax.config import TINY, ModelConfig, StageConfig, TrainConfig
-from deepsum_jax.stages import STAGES, Stage
-from deepsum_jax.step import Forward, gradients, init_state, make_optimizer, make_train_step
 
 Batch = dict[str, np.ndarray]
 

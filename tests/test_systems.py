@@ -10,6 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from deepsum_jax.baselines.bicubic_mean import bicubic_mean
+from deepsum_jax.baselines.ibp import ibp
+from deepsum_jax.baselines.sisr import sisr_image
+from deepsum_jax.graph import GraphConv
+from deepsum_jax.pipeline import flip_and_rotate
+from deepsum_jax.sisrnet import SISRNet
 from helpers import landscape, refuser
 
 from deepsum_jax import (
@@ -23,14 +29,8 @@ from deepsum_jax import (
     stages,
     train,
 )
-from deepsum_jax.baselines.bicubic_mean import bicubic_mean
-from deepsum_jax.baselines.ibp import ibp
-from deepsum_jax.baselines.sisr import sisr_image
 from deepsum_jax.config import TINY, override
-from deepsum_jax.graph import GraphConv
-from deepsum_jax.pipeline import flip_and_rotate
 from deepsum_jax.predict import main as predict_main
-from deepsum_jax.sisrnet import SISRNet
 from deepsum_jax.systems import init_params, param_shapes
 
 MODEL = dataclasses.replace(TINY.model, backend="accelerator")

@@ -24,28 +24,12 @@ from jax import lax
 from deepsum_jax.kernels import direct, winograd
 from deepsum_jax.kernels.backend import Backend, choose
 from deepsum_jax.kernels.loops import STEP_PIXELS, buffer, group_size, in_turn
-from deepsum_jax.kernels.padding import reflect
 
 Array = jax.Array
 Precision = Any
+Plain = Callable[[Array, Array, Precision], Array]
 
 _FEW_CHANNELS = 3  # up to here the direct formulation is faster
-
-
-def _xla(x: Array, kernel: Array, precision: Precision) -> Array:
-    """The convolution as XLA's own, two-dimensional where the depth is one."""
-    batch, frames, height, width, channels = x.shape
-    padded = reflect(x, 1, "accelerator")
-    if kernel.shape[0] > 1:
-        return lax.conv_general_dilated(
-            padded, kernel, (1, 1, 1), "VALID",
-            dimension_numbers=("NDHWC", "DHWIO", "NDHWC"), precision=precision,
-        )  # fmt: skip
-    y = lax.conv_general_dilated(
-        padded.reshape(batch * frames, height + 2, width + 2, channels), kernel[0], (1, 1),
-        "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision,
-    )  # fmt: skip
-    return y.reshape(batch, frames, height, width, -1)
 
 
 class _Loop:
@@ -146,8 +130,10 @@ def _wide(x: Array) -> Array:
 # --- the convolution alone ------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolution(x: Array, kernel: Array, precision: Precision, backend: Backend) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def convolution(
+    x: Array, kernel: Array, plain: Plain, precision: Precision, backend: Backend
+) -> Array:
     """Reflection-padded 3×3 (×D) convolution; see the module's head for shapes."""
 
     def cpu(x: Array, kernel: Array) -> Array:
@@ -159,30 +145,27 @@ def convolution(x: Array, kernel: Array, precision: Precision, backend: Backend)
 
         return loop.whole(loop.run(step, x))
 
-    def accelerator(x: Array, kernel: Array) -> Array:
-        return _xla(x, kernel, precision)
-
-    return choose(backend, cpu, accelerator, x, kernel)
+    return choose(backend, cpu, lambda x, k: plain(x, k, precision), x, kernel)
 
 
 def _convolution_forward(
-    x: Array, kernel: Array, precision: Precision, backend: Backend
+    x: Array, kernel: Array, plain: Plain, precision: Precision, backend: Backend
 ) -> tuple[Array, tuple[Array, Array]]:
-    return convolution(x, kernel, precision, backend), (x, kernel)
+    return convolution(x, kernel, plain, precision, backend), (x, kernel)
 
 
 def _convolution_backward(
-    precision: Precision, backend: Backend, saved: tuple[Array, Array], dy: Array
+    plain: Plain, precision: Precision, backend: Backend, saved: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
     def cpu(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
         loop = _Loop(x.shape, kernel.shape[0])
         return _loop_adjoint(loop, x, kernel, precision, lambda dy: dy, (loop.steps(dy),))
 
-    def accelerator(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
-        _, pull = jax.vjp(lambda x, k: _xla(x, k, precision), x, kernel)
+    def otherwise(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+        _, pull = jax.vjp(lambda x, k: plain(x, k, precision), x, kernel)
         return pull(dy)
 
-    return choose(backend, cpu, accelerator, *saved, dy)
+    return choose(backend, cpu, otherwise, *saved, dy)
 
 
 def _loop_adjoint(
@@ -238,12 +221,13 @@ def _activate_adjoint(
     return dx, along[..., 0, 0, :] * pixels, mean[..., 0, 0, :] * pixels
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
 def convolution_norm_leaky(
     x: Array,
     kernel: Array,
     gamma: Array,
     beta: Array,
+    plain: Plain,
     slope: float,
     epsilon: float,
     precision: Precision,
@@ -256,11 +240,11 @@ def convolution_norm_leaky(
     Args:
       gamma, beta: [F], float32 at least.
     """
-    return _block_forward(x, kernel, gamma, beta, slope, epsilon, precision, backend)[0]
+    return _block_forward(x, kernel, gamma, beta, plain, slope, epsilon, precision, backend)[0]
 
 
 def _block_forward(
-    x: Array, kernel: Array, gamma: Array, beta: Array,
+    x: Array, kernel: Array, gamma: Array, beta: Array, plain: Plain,
     slope: float, epsilon: float, precision: Precision, backend: Backend,
 ) -> tuple[Array, tuple[Array, ...]]:  # fmt: skip
     def cpu(x: Array, kernel: Array, gamma: Array, beta: Array) -> tuple[Array, Array, Array]:
@@ -276,18 +260,16 @@ def _block_forward(
         out, normal, inverse = loop.run(step, x)
         return loop.whole(out), loop.whole(normal), loop.whole(inverse)
 
-    def accelerator(
-        x: Array, kernel: Array, gamma: Array, beta: Array
-    ) -> tuple[Array, Array, Array]:
-        normal, inverse = normalize(_xla(x, kernel, precision), epsilon)
+    def otherwise(x: Array, kernel: Array, gamma: Array, beta: Array) -> tuple[Array, Array, Array]:
+        normal, inverse = normalize(plain(x, kernel, precision), epsilon)
         return _activate(normal, gamma, beta, slope), normal, inverse
 
-    out, normal, inverse = choose(backend, cpu, accelerator, x, kernel, gamma, beta)
+    out, normal, inverse = choose(backend, cpu, otherwise, x, kernel, gamma, beta)
     return out, (x, kernel, gamma, beta, normal, inverse)
 
 
 def _block_backward(
-    slope: float, epsilon: float, precision: Precision, backend: Backend,
+    plain: Plain, slope: float, epsilon: float, precision: Precision, backend: Backend,
     saved: tuple[Array, ...], dout: Array,
 ) -> tuple[Array, ...]:  # fmt: skip
     def cpu(
@@ -313,19 +295,19 @@ def _block_backward(
             dbeta.astype(beta.dtype),
         )  # fmt: skip
 
-    def accelerator(
+    def otherwise(
         x: Array, kernel: Array, gamma: Array, beta: Array, normal: Array, inverse: Array,
         dout: Array,
     ) -> tuple[Array, ...]:  # fmt: skip
         dy, dgamma, dbeta = _activate_adjoint(normal, inverse, dout, gamma, beta, slope)
-        _, pull = jax.vjp(lambda x, k: _xla(x, k, precision), x, kernel)
+        _, pull = jax.vjp(lambda x, k: plain(x, k, precision), x, kernel)
         dx, dk = pull(dy.astype(x.dtype))
         return (
             dx, dk, dgamma.sum(axis=(0, 1)).astype(gamma.dtype),
             dbeta.sum(axis=(0, 1)).astype(beta.dtype),
         )  # fmt: skip
 
-    return choose(backend, cpu, accelerator, *saved, dout)
+    return choose(backend, cpu, otherwise, *saved, dout)
 
 
 convolution_norm_leaky.defvjp(_block_forward, _block_backward)

@@ -1,12 +1,13 @@
-"""Per-frame K×K filters over all feature maps of a frame, in two formulations.
+"""Per-frame K×K filters over all feature maps of a frame, for CPUs.
 
-Both take maps [M, H, W, F], H and W > K // 2, and filters [M, K, K], and give the cross-correlation
-[M, H, W, F] of the maps padded by reflection. The one for CPUs takes a few frames at a time.
+Maps [M, H, W, F], H and W > K // 2, and filters [M, K, K] give the cross-correlation
+[M, H, W, F] of the maps padded by reflection, a few frames at a time.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,26 +17,12 @@ from jax import lax
 
 from deepsum_jax.kernels.backend import Backend, choose
 from deepsum_jax.kernels.loops import group_size, in_turn
-from deepsum_jax.kernels.padding import reflect, reflect_adjoint
+from deepsum_jax.kernels.padding import reflect_adjoint
 
 Array = jax.Array
 Precision = Any
 
 _COLUMNS = 24  # of a block in the filters' gradient; see `_filters_adjoint`
-
-
-def _grouped(padded: Array, filters: Array, precision: Precision) -> Array:
-    """One grouped convolution: the frames are its channels and the feature maps its batch, since
-    all maps of a frame share the filter."""
-    return lax.conv_general_dilated(
-        padded,
-        filters[:, None],
-        window_strides=(1, 1),
-        padding="VALID",
-        dimension_numbers=("CHWN", "OIHW", "CHWN"),
-        feature_group_count=padded.shape[0],
-        precision=precision,
-    )
 
 
 def _shifted_sums(padded: Array, filters: Array) -> Array:
@@ -151,33 +138,32 @@ def _cpu_adjoint(x: Array, filters: Array, dy: Array, precision: Precision) -> t
     return reflect_adjoint(loop.whole(dpadded), loop.size // 2), loop.whole(dfilters)
 
 
-def _accelerator(x: Array, filters: Array, precision: Precision) -> Array:
-    return _grouped(reflect(x, filters.shape[-1] // 2, "accelerator"), filters, precision)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def dynamic_convolution(x: Array, filters: Array, precision: Precision, backend: Backend) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def dynamic_convolution(
+    x: Array, filters: Array, plain: Callable[..., Array], precision: Precision, backend: Backend
+) -> Array:
     """Cross-correlates every frame's maps with its own filter; see the module's head."""
-    return choose(backend, _cpu, lambda x, f: _accelerator(x, f, precision), x, filters)
+    return choose(backend, _cpu, lambda x, f: plain(x, f, precision), x, filters)
 
 
 def _forward(
-    x: Array, filters: Array, precision: Precision, backend: Backend
+    x: Array, filters: Array, plain: Callable[..., Array], precision: Precision, backend: Backend
 ) -> tuple[Array, tuple[Array, Array]]:
-    return dynamic_convolution(x, filters, precision, backend), (x, filters)
+    return dynamic_convolution(x, filters, plain, precision, backend), (x, filters)
 
 
 def _backward(
-    precision: Precision, backend: Backend, saved: tuple[Array, Array], dy: Array
-) -> tuple[Array, Array]:
+    plain: Callable[..., Array], precision: Precision, backend: Backend,
+    saved: tuple[Array, Array], dy: Array,
+) -> tuple[Array, Array]:  # fmt: skip
     def cpu(x: Array, filters: Array, dy: Array) -> tuple[Array, Array]:
         return _cpu_adjoint(x, filters, dy, precision)
 
-    def accelerator(x: Array, filters: Array, dy: Array) -> tuple[Array, Array]:
-        _, pull = jax.vjp(lambda x, f: _accelerator(x, f, precision), x, filters)
+    def transposed(x: Array, filters: Array, dy: Array) -> tuple[Array, Array]:
+        _, pull = jax.vjp(lambda x, f: plain(x, f, precision), x, filters)
         return pull(dy)
 
-    return choose(backend, cpu, accelerator, *saved, dy)
+    return choose(backend, cpu, transposed, *saved, dy)
 
 
 dynamic_convolution.defvjp(_forward, _backward)

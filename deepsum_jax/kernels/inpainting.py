@@ -1,4 +1,4 @@
-"""Mutual inpainting of [B, N, H, W, F] under masks [B, N, H, W, 1], in two formulations.
+"""Mutual inpainting of [B, N, H, W, F] under masks [B, N, H, W, 1], for CPUs.
 
 The donor image is one gather on CPUs: a chain of N selections would make XLA's compiler evaluate
 whatever computes the frames anew for each of them. On accelerators the chain is cheap, and
@@ -8,6 +8,7 @@ gathers are not.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,28 +24,28 @@ def _donors(masks: Array) -> tuple[Array, Array]:
     return donor, ~masks & masks.any(axis=1, keepdims=True)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def fill_from_donors(x: Array, masks: Array, backend: Backend) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def fill_from_donors(
+    x: Array, masks: Array, plain: Callable[..., Array], backend: Backend
+) -> Array:
     """Every pixel that a mask hides from the first frame that is reliable there, if any is."""
-    donor, fill = _donors(masks)
 
-    def cpu(x: Array) -> Array:
-        return jnp.take_along_axis(x, donor, axis=1)
+    def cpu(x: Array, masks: Array) -> Array:
+        donor, fill = _donors(masks)
+        return jnp.where(fill, jnp.take_along_axis(x, donor, axis=1), x)
 
-    def accelerator(x: Array) -> Array:
-        given = x[:, -1:]
-        for n in reversed(range(x.shape[1] - 1)):
-            given = jnp.where(donor == n, x[:, n : n + 1], given)
-        return given
-
-    return jnp.where(fill, choose(backend, cpu, accelerator, x), x)
+    return choose(backend, cpu, plain, x, masks)
 
 
-def _forward(x: Array, masks: Array, backend: Backend) -> tuple[Array, Array]:
-    return fill_from_donors(x, masks, backend), masks
+def _forward(
+    x: Array, masks: Array, plain: Callable[..., Array], backend: Backend
+) -> tuple[Array, Array]:
+    return fill_from_donors(x, masks, plain, backend), masks
 
 
-def _backward(backend: Backend, masks: Array, dy: Array) -> tuple[Array, None]:
+def _backward(
+    plain: Callable[..., Array], backend: Backend, masks: Array, dy: Array
+) -> tuple[Array, None]:
     donor, fill = _donors(masks)
     given = jnp.where(fill, dy, 0).sum(axis=1, keepdims=True)  # what all takers owe the donor
     frames = jnp.arange(masks.shape[1], dtype=jnp.int32).reshape(1, -1, 1, 1, 1)

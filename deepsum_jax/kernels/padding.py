@@ -1,4 +1,4 @@
-"""Reflection padding of H and W, in two formulations, and its adjoint.
+"""Reflection padding of H and W by index, and its adjoint.
 
 By index, every row and then every column is fetched once, which XLA's CPU compiler runs at memory
 speed and does not merge into what reads the result; its own `jnp.pad` it would evaluate anew, with
@@ -8,6 +8,7 @@ all its branches, for every tap that reads a pixel. Accelerators get `jnp.pad`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -50,31 +51,27 @@ def _fold(dx: Array, pad: int, axis: int) -> Array:
     return folded
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def reflect(x: Array, pad: int, backend: Backend) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def reflect(x: Array, pad: int, plain: Callable[..., Array], backend: Backend) -> Array:
     """Pads H and W of [..., H, W, F] by reflection about the border pixels' centres."""
-
-    return choose(backend, lambda x: reflect_by_index(x, pad), lambda x: _library(x, pad), x)
-
-
-def _library(x: Array, pad: int) -> Array:
-    edges = [(0, 0)] * (x.ndim - 3) + [(pad, pad), (pad, pad), (0, 0)]
-    return jnp.pad(x, edges, mode="reflect")
+    return choose(backend, lambda x: reflect_by_index(x, pad), lambda x: plain(x, pad), x)
 
 
-def _forward(x: Array, pad: int, backend: Backend) -> tuple[Array, None]:
-    return reflect(x, pad, backend), None
+def _forward(
+    x: Array, pad: int, plain: Callable[..., Array], backend: Backend
+) -> tuple[Array, None]:
+    return reflect(x, pad, plain, backend), None
 
 
-def _backward(pad: int, backend: Backend, _: None, dx: Array) -> tuple[Array]:
-    def accelerator(dx: Array) -> Array:
+def _backward(
+    pad: int, plain: Callable[..., Array], backend: Backend, _: None, dx: Array
+) -> tuple[Array]:
+    def transposed(dx: Array) -> Array:
         shape = (*dx.shape[:-3], dx.shape[-3] - 2 * pad, dx.shape[-2] - 2 * pad, dx.shape[-1])
-        transpose = jax.linear_transpose(
-            lambda x: _library(x, pad), jax.ShapeDtypeStruct(shape, dx.dtype)
-        )
-        return transpose(dx)[0]
+        x = jax.ShapeDtypeStruct(shape, dx.dtype)
+        return jax.linear_transpose(lambda x: plain(x, pad), x)(dx)[0]
 
-    return (choose(backend, lambda dx: reflect_adjoint(dx, pad), accelerator, dx),)
+    return (choose(backend, lambda dx: reflect_adjoint(dx, pad), transposed, dx),)
 
 
 reflect.defvjp(_forward, _backward)

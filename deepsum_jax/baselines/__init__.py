@@ -1,1 +1,0 @@
-"""The other systems that DeepSUM is compared with."""

@@ -1,0 +1,256 @@
+"""Parameters on disk: self-describing bundles, a folder of orbax `params/` and `bundle.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import numpy as np
+
+from deepsum_jax import files
+from deepsum_jax.config import ModelConfig, Section
+from deepsum_jax.systems.system import Params
+from deepsum_jax.systems.table import all_options, param_shapes
+
+FORMAT = 1
+# What turns the description of format n into that of format n + 1.
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+_STAGES = ("deepsum", "regnet", "sisrnet")  # the one that serves best first
+
+
+def package_version() -> str:
+    """The installed version, or "unknown" in a checkout that is not installed."""
+    try:
+        return importlib.metadata.version("deepsum_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+@dataclasses.dataclass(frozen=True)
+class BundleInfo(Section):
+    """Where parameters come from. Everything may be unknown but the reference rule."""
+
+    bands: tuple[str, ...] = ()  # that they were trained on
+    reference: Literal["clearest", "first", "given"] = "clearest"  # how frame 0 is picked
+    stage: str = ""  # that made them
+    step: int = 0  # of that stage
+    seed: int | None = None
+    parent: str = ""  # digest of the parameters that the training started from (--init)
+    data_fingerprint: str = ""  # of the training data's bytes
+    train_scenes: tuple[str, ...] = ()  # BAND/NAME
+    validation_scenes: tuple[str, ...] = ()
+    validation_cpsnr: float | None = None  # dB
+
+
+@flax.struct.dataclass
+class Bundle:
+    """Parameters with all that is needed to use them: a pytree with static configuration.
+
+    Attributes:
+      params: {"sisrnet", "regnet", "fusionnet"}, or fewer sub-trees from an earlier stage.
+      config: of the network, with its normalisation.
+      info: where they come from.
+    """
+
+    params: Params
+    config: ModelConfig = flax.struct.field(pytree_node=False, default=ModelConfig())
+    info: BundleInfo = flax.struct.field(pytree_node=False, default=BundleInfo())
+
+    def missing_parts(self) -> list[str]:
+        """Sub-trees that the bundle's system needs and the bundle lacks."""
+        return [name for name in param_shapes(self.config) if name not in self.params]
+
+
+def _describe(bundle: Bundle) -> dict[str, Any]:
+    # Options go with their defaults: those of a later version may differ.
+    config = dataclasses.replace(bundle.config, options=all_options(bundle.config))
+    return {
+        "format": FORMAT,
+        "package_version": package_version(),
+        "model": config.to_dict(),
+        **bundle.info.to_dict(),
+    }
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over the names and bytes of a folder's files.
+
+    orbax itself lets some damage pass, and reports other in many lines.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def save_params(path: str | os.PathLike[str], bundle: Bundle) -> None:
+    """Writes a bundle as a folder, aside and then renamed.
+
+    A bundle that stands there is replaced; anything else is left alone.
+
+    Args:
+      path: the folder; its parents are made.
+      bundle: what to write.
+
+    Raises:
+      TypeError: not a bundle.
+      ValueError: `path` exists and is not a bundle.
+    """
+    if not isinstance(bundle, Bundle):
+        raise TypeError(f"bundle: found {type(bundle).__name__}, expected a Bundle")
+    path = Path(os.path.abspath(path))
+    if path.exists() and not (path / "bundle.json").is_file() and not _is_empty_folder(path):
+        raise ValueError(f"{path}: exists and is not a parameter bundle; not overwritten")
+    import orbax.checkpoint as ocp  # half a second, for those who read or write parameters
+
+    with files.written_aside(path) as aside:
+        aside.mkdir()
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(aside / "params", jax.tree.map(np.asarray, bundle.params))
+        described = {**_describe(bundle), "params_sha256": _digest(aside / "params")}
+        files.write_json(aside / "bundle.json", described)
+
+
+def read_step(path: Path) -> int:
+    """The step at which a stage's bundle was saved, without its parameters."""
+    return _read_description(path)[1].step
+
+
+def params_digest(path: str | os.PathLike[str]) -> str:
+    """What tells a bundle's parameters from others: the digest of their files.
+
+    Args:
+      path: as for `load_params`.
+    """
+    folder = find_bundle(path)
+    return _read_description(folder)[2] or _digest(folder / "params")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def find_bundle(path: str | os.PathLike[str]) -> Path:
+    """The bundle's folder: `path` itself, or the best one in a training working directory.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: a folder that is neither.
+    """
+    path = Path(os.path.abspath(path))
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such folder, expected a parameter bundle or a workdir")
+    if (path / "bundle.json").is_file():
+        return path
+    for stage in _STAGES:
+        for kind in ("best", "last"):
+            if (path / stage / kind / "bundle.json").is_file():
+                return path / stage / kind
+    what = (
+        "a workdir without any saved parameters yet"
+        if (path / "config.json").is_file()
+        else ("no bundle.json")
+    )
+    raise ValueError(f"{path}: found {what}, expected a parameter bundle or a trained workdir")
+
+
+def _read_description(folder: Path) -> tuple[ModelConfig, BundleInfo, str | None]:
+    """Configuration, origin, and the digest of the parameters' files."""
+    where = folder / "bundle.json"
+    described = files.read_json(where)
+    if not isinstance(described, dict) or not isinstance(described.get("format"), int):
+        raise ValueError(  # noqa: TRY004 (the file is wrong, not its type)
+            f"{where}: found no format number, expected a bundle description"
+        )
+    if described["format"] > FORMAT:
+        raise ValueError(
+            f"{where}: found format {described['format']} (written by deepsum_jax "
+            f"{described.get('package_version', '?')}), expected at most {FORMAT}; "
+            "update deepsum_jax"
+        )
+    for version in range(described["format"], FORMAT):
+        if version not in _MIGRATIONS:
+            raise ValueError(f"{where}: found format {version}, which never was")
+        described = _MIGRATIONS[version](described)
+    known = {f.name for f in dataclasses.fields(BundleInfo)}
+    try:
+        if "model" not in described:
+            raise ValueError("no model configuration")
+        config = ModelConfig.from_dict(described["model"])
+        info = BundleInfo.from_dict({k: v for k, v in described.items() if k in known})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return config, info, described.get("params_sha256")
+
+
+def load_params(path: str | os.PathLike[str]) -> Bundle:
+    """Reads a parameter bundle, or the best one of a training working directory.
+
+    Args:
+      path: the folder.
+
+    Returns:
+      A `Bundle` whose arrays are numpy's, ready for any device.
+
+    Raises:
+      FileNotFoundError: no such folder.
+      ValueError: no bundle there, one of a newer format, damaged files, or parameters that do
+        not fit the configuration beside them.
+    """
+    folder = find_bundle(path)
+    config, info, digest = _read_description(folder)
+    params = _restore(folder / "params", digest)
+    _check_params(params, config, folder)
+    return Bundle(params, config, info)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:99]
+
+
+def _restore(path: Path, digest: str | None) -> Params:
+    if not path.is_dir():
+        raise ValueError(f"{path}: found no folder, expected orbax parameters")
+    if digest is not None and digest != _digest(path):
+        raise ValueError(
+            f"{path}: found other files than were saved, damaged or incomplete; expected those "
+            "whose digest is in bundle.json (copy the bundle again)"
+        )
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            metadata = checkpointer.metadata(path).item_metadata
+            tree = getattr(metadata, "tree", metadata)
+            target = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
+            return checkpointer.restore(path, target)
+        except Exception as error:  # noqa: BLE001 (orbax raises many kinds for damaged files)
+            reason = first_line(error)
+            raise ValueError(f"{path}: cannot be read as orbax parameters ({reason})") from None
+
+
+def _check_params(params: Params, config: ModelConfig, folder: Path) -> None:
+    wanted = param_shapes(config)
+    shapes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.split("/")[0] in params and shapes.get(name) != leaf.shape:
+            raise ValueError(
+                f"{folder}: parameter {name}: found shape {shapes.get(name, 'nothing')}, "
+                f"expected {leaf.shape}"
+            )
+        shapes.pop(name, None)
+    extra = sorted(name for name in shapes if name.split("/")[0] in wanted)
+    if extra:
+        raise ValueError(f"{folder}: parameter {extra[0]}: found one that no layer takes")

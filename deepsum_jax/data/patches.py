@@ -1,0 +1,179 @@
+"""grain: endless, shuffled, sharded, exactly resumable batches of patches.
+
+Three views of the same patches serve the three stages: single frames with HR, reference frames
+with synthetic shifts, and whole stacks with HR.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grain
+import numpy as np
+
+from deepsum_jax import units
+from deepsum_jax.config import DataConfig, ModelConfig
+from deepsum_jax.data.inputs import View, Window, input_images, make_inputs, upsampled_masks
+from deepsum_jax.data.prepare import PreparedScene
+
+Batch = dict[str, np.ndarray]
+
+
+class Patches:
+    """Random access to the patches of prepared scenes, standardised and upsampled.
+
+    A record is a dict of float32 and bool arrays:
+
+    * view "stacks": `images` [N, P, P, C], `masks` [N, P, P, 1], `hr` [P, P, C], `hr_mask`
+      [P, P, 1]; where the system registers by cross-correlation, `frame_shifts` [N, 2] in HR
+      pixels, that register the frames on frame 0;
+    * view "frames": one frame at a time, so there are N times as many records: `images`
+      [1, P, P, C] and HR as above, but `hr` in *input* units, and `hr_mask` without what the frame
+      itself hides;
+    * view "shifts": `images` [1, P, P, C], the reference frame, to be shifted; with
+      `data.clouded_shifts` [N, P, P, C], the reference frame under the clouds of each frame of
+      the stack: what a mask calls unreliable shows the other frame, as real stacks do.
+    """
+
+    def __init__(
+        self, scenes: tuple[PreparedScene, ...], model: ModelConfig, data: DataConfig, view: View
+    ) -> None:
+        self.scenes, self.model, self.data, self.view = scenes, model, data, view
+        # Row p of the table is (scene, patch).
+        self.table = np.array(
+            [(i, p) for i, s in enumerate(scenes) for p in range(len(s.corners))], np.int32
+        )
+        self.per_patch = model.num_frames if view == "frames" else 1
+
+    def __len__(self) -> int:
+        return len(self.table) * self.per_patch
+
+    def __getitem__(self, index: int) -> Batch:
+        patch, frame = divmod(int(index), self.per_patch)
+        scene = self.scenes[self.table[patch, 0]]
+        members = scene.members[self.table[patch, 1]]
+        row, column = (int(c) for c in scene.corners[self.table[patch, 1]])
+        window = Window(row, column, self.data.patch_size // self.model.scale)
+        if self.view == "shifts":
+            return {"images": self._versions(scene, members, window)}
+        if self.view == "frames":
+            return self._frame(scene, members[[frame]], window)
+        return self._stack(scene, members, window)
+
+    def _stack(self, scene: PreparedScene, members: np.ndarray, window: Window) -> Batch:
+        given = make_inputs(
+            scene.lr[members], scene.masks[members], scene.shifts[members], self.model, window
+        )
+        hr, hr_mask = self._hr(scene, window)
+        hr = np.asarray(units.to_target(hr, self.model.normalization), np.float32)
+        record = {"images": given.images, "masks": given.masks, "hr": hr, "hr_mask": hr_mask}
+        return record if given.shifts is None else {**record, "frame_shifts": given.shifts}
+
+    def _frame(self, scene: PreparedScene, member: np.ndarray, window: Window) -> Batch:
+        clear = upsampled_masks(scene.masks[member], self.model.scale, window)
+        hr, hr_mask = self._hr(scene, window)
+        return {
+            "images": input_images(scene.lr[member], self.model, window),
+            "hr": np.asarray(units.to_input(hr, self.model.normalization), np.float32),
+            "hr_mask": hr_mask & clear[0][..., None],
+        }
+
+    def _versions(self, scene: PreparedScene, members: np.ndarray, window: Window) -> np.ndarray:
+        if not self.data.clouded_shifts:
+            return input_images(scene.lr[members[:1]], self.model, window)
+        images = input_images(scene.lr[members], self.model, window)
+        clear = upsampled_masks(scene.masks[members], self.model.scale, window)
+        return np.where(clear[..., None], images[:1], images)
+
+    def _hr(self, scene: PreparedScene, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        hr, mask = (window.cut(x[None], self.model.scale)[0] for x in (scene.hr, scene.hr_mask))
+        return hr, mask[..., None]
+
+
+def flip_and_rotate(record: Batch, code: int) -> Batch:
+    """One of the eight flips and 90° rotations, the same for all images of a record.
+
+    Args:
+      record: arrays [..., P, P, channels], and `frame_shifts` [N, 2].
+      code: 0–7; bit 2 flips left to right, bits 0–1 count quarter turns.
+    """
+
+    def move(x: np.ndarray) -> np.ndarray:
+        x = np.rot90(x, code & 3, axes=(-3, -2))
+        return np.ascontiguousarray(x[..., ::-1, :] if code & 4 else x)
+
+    def turn(shifts: np.ndarray) -> np.ndarray:
+        for _ in range(code & 3):
+            shifts = shifts[:, ::-1] * np.array([-1, 1], shifts.dtype)
+        return np.ascontiguousarray(shifts * np.array([1, -1 if code & 4 else 1], shifts.dtype))
+
+    return {key: turn(x) if key == "frame_shifts" else move(x) for key, x in record.items()}
+
+
+class _Finish:
+    """Augments a record, and draws its synthetic shifts where the view wants them.
+
+    What is drawn depends on (seed, epoch, record) alone, so neither the number of devices nor of
+    workers changes it.
+    """
+
+    def __init__(self, patches: Patches, seed: int) -> None:
+        self.patches, self.seed, self.records = patches, seed, len(patches)
+
+    def __call__(self, position: int, index: int) -> Batch:
+        rng = np.random.default_rng([self.seed, int(position) // self.records, int(index)])
+        record = self.patches[index]
+        if self.patches.data.augment:
+            record = flip_and_rotate(record, int(rng.integers(8)))
+        if self.patches.view == "shifts":
+            record["shifts"] = synthetic_shifts(rng, self.patches.model)
+        return record
+
+
+def synthetic_shifts(rng: np.random.Generator, model: ModelConfig) -> np.ndarray:
+    """N integer translations within the filters' reach, (0, 0) first: int32 [N, 2]."""
+    reach = model.filter_size // 2
+    shifts = rng.integers(-reach, reach + 1, (model.num_frames, 2), np.int32)
+    shifts[0] = 0
+    return shifts
+
+
+def make_iterator(
+    patches: Patches, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+) -> Any:
+    """An endless grain iterator of batches with `get_state()` and `set_state()`.
+
+    Every epoch is shuffled anew. Each process gets its share of every global batch.
+
+    Args:
+      patches: what to iterate over.
+      batch_size: over all processes.
+      seed: of the shuffles and the augmentation.
+
+    Raises:
+      ValueError: no patches, or a batch that the processes cannot share evenly.
+    """
+    if not len(patches):
+        raise ValueError("no patch to train on")
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size: found {batch_size}, expected a multiple of {process_count} processes"
+        )
+    dataset = (
+        grain.MapDataset.range(len(patches))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .map_with_index(_Finish(patches, seed))
+    )[process_index::process_count]
+    workers = patches.data.workers
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size)
+    # Batched behind the prefetch: grain cannot count the batches of one record of an endless set.
+    batches = dataset.to_iter_dataset(options).batch(batch_size // process_count)
+    if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's workers crash in a plain script otherwise
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(batches)

@@ -1,0 +1,145 @@
+"""From a scene to a prepared scene: what a training's stacks are made of, on the host.
+
+Order by clearance, integer shifts, what is dropped, and where training patches lie. Frames stay
+on the LR grid here, in raw units; `inputs` upsamples what is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+
+import numpy as np
+
+from deepsum_jax.config import DataConfig, ModelConfig
+from deepsum_jax.data import resample
+from deepsum_jax.data.fill import fill_hidden
+from deepsum_jax.data.frames import reference_first, reference_frame
+from deepsum_jax.data.registration import register_frames
+from deepsum_jax.data.scene import Scene, with_channels
+
+
+class SceneSkipped(ValueError):
+    """A sound scene whose content cannot serve; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreparedScene:
+    """Frames that passed, the reference and then the clearest, and where they can train.
+
+    Attributes:
+      name, band: the scene's.
+      lr: [T, h, w, C] float32 raw units, finite; frame 0 is the reference.
+      masks: [T, h, w] bool.
+      shifts: [T, 2] int32, HR pixels: the translations that register each frame on frame 0.
+      hr: [H, W, C] float32 raw units.
+      hr_mask: [H, W] bool.
+      corners: [P, 2] int32, LR row and column of each patch.
+      members: [P, N] int32, the frames of each patch's stack, 0 first.
+    """
+
+    name: str
+    band: str
+    lr: np.ndarray
+    masks: np.ndarray
+    shifts: np.ndarray
+    hr: np.ndarray
+    hr_mask: np.ndarray
+    corners: np.ndarray
+    members: np.ndarray
+
+    @property
+    def scale(self) -> int:
+        return self.hr.shape[0] // self.lr.shape[1]
+
+
+def _window_fraction(mask: np.ndarray, size: int) -> np.ndarray:
+    """Fraction of reliable pixels in every size×size window: [..., h, w] → [..., h′, w′]."""
+    return resample.window_sums(mask.astype(np.int64), size) / size**2
+
+
+def choose_patches(
+    masks: np.ndarray, hr_mask: np.ndarray, frames: int, scale: int, data: DataConfig, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where a scene can train: patches with enough clear frames and a clear HR.
+
+    Args:
+      masks: [T, h, w], frame 0 the reference.
+      hr_mask: [H, W].
+      frames: N.
+
+    Returns:
+      corners [P, 2] and members [P, N]: frame 0, then the frames clearest on that patch.
+    """
+    size = data.patch_size // scale
+    if min(masks.shape[1:]) < size:
+        raise SceneSkipped(
+            f"frames are {masks.shape[1]}×{masks.shape[2]} pixels, patches need {size}×{size}"
+        )
+    clear = _window_fraction(masks, size)  # [T, h′, w′]
+    hr_clear = _window_fraction(hr_mask, data.patch_size)[::scale, ::scale]
+    usable = clear > data.min_lr_clearance
+    good = usable[0] & (usable.sum(axis=0) >= frames) & (hr_clear > data.min_hr_clearance)
+    corners = np.argwhere(good).astype(np.int32)
+    if not len(corners):
+        raise SceneSkipped(f"no patch has {frames} clear frames and a clear HR")
+    rng = np.random.default_rng(seed)
+    corners = rng.permutation(corners)[: data.patches_per_scene]
+    others = clear[1:, corners[:, 0], corners[:, 1]].T  # [P, T − 1]
+    members = 1 + np.argsort(-others, axis=1, kind="stable")[:, : frames - 1]
+    return corners, np.pad(members, ((0, 0), (1, 0))).astype(np.int32)
+
+
+def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> PreparedScene:
+    """Applies the training rules of the published preparation to a scene.
+
+    Frames with a value above `max_value` go, the rest is ordered by clearance behind the reference
+    (the clearest, but for other rules), registered on it by integer cross-correlation of the
+    upsampled frames, and frames shifted further than `max_shift` go.
+
+    Raises:
+      ValueError: a scene of another scale or channel count than the model's, or without HR.
+      SceneSkipped: too few frames are left, or no patch is clear enough.
+    """
+    lr = with_channels(scene.lr, 3)
+    if scene.hr is None or scene.hr_mask is None:
+        raise ValueError(f"scene {scene.name!r}: found no HR.png, expected one for training")
+    if scene.scale != model.scale or lr.shape[-1] != model.channels:
+        raise ValueError(
+            f"scene {scene.name!r}: found scale {scene.scale} and {lr.shape[-1]} channels, "
+            f"expected {model.scale} and {model.channels}"
+        )
+    if not scene.hr_mask.any():
+        raise SceneSkipped("HR has no reliable pixel")
+    keep = np.asarray(scene.masks.any(axis=(1, 2)))
+    if data.max_value:
+        keep &= ~(lr > data.max_value).any(axis=(1, 2, 3))
+    reference = reference_frame(scene, data.reference)
+    if reference is not None:
+        if not keep[reference]:
+            raise SceneSkipped(f"its {data.reference} frame cannot serve as reference")
+        reference = int(keep[:reference].sum())
+    lr, masks = fill_hidden(lr[keep], scene.masks[keep]), scene.masks[keep]
+    if len(lr) < model.num_frames:
+        raise SceneSkipped(f"{len(lr)} usable frames, {model.num_frames} needed")
+    order = reference_first(masks, reference)
+    lr, masks = lr[order], masks[order]
+    shifts = register_frames(
+        resample.upsample(lr, model.scale),
+        resample.nearest_upsample(masks, model.scale),
+        data.registration,
+    )
+    keep = np.abs(shifts).max(axis=1) <= data.max_shift
+    lr, masks, shifts = lr[keep], masks[keep], shifts[keep]
+    if len(lr) < model.num_frames:
+        raise SceneSkipped(
+            f"{len(lr)} frames within ±{data.max_shift} pixels, {model.num_frames} needed"
+        )
+    seed = zlib.crc32(f"{data.split_seed}/{scene.band}/{scene.name}".encode())
+    corners, members = choose_patches(
+        masks, scene.hr_mask, model.num_frames, model.scale, data, seed
+    )
+    hr = fill_hidden(with_channels(scene.hr, 2)[None], scene.hr_mask[None])[0]
+    return PreparedScene(
+        scene.name, scene.band, lr, masks, shifts, hr, scene.hr_mask, corners, members
+    )

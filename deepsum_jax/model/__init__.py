@@ -1,0 +1,1 @@
+"""The networks and the operators that they are made of."""

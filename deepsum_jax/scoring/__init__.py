@@ -1,0 +1,1 @@
+"""Scores of scenes: one, many, and which."""

@@ -1,0 +1,1 @@
+"""The systems that one table chooses between, one file each."""

@@ -1,0 +1,104 @@
+"""What a system is: one entry of the table, declared in the system's own file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from deepsum_jax.config import Compute, ModelConfig, Section, TrainConfig
+from deepsum_jax.data.inputs import View
+from deepsum_jax.data.prepare import PreparedScene
+
+Array = jax.Array
+Params = Any  # a nested dict of arrays, by sub-tree
+Batch = Mapping[str, Array]
+Loss = Callable[[Params, Batch, TrainConfig, str | None], tuple[Array, dict[str, Array]]]
+Image = Callable[[Params, PreparedScene, TrainConfig], tuple[np.ndarray, np.ndarray | None]]
+Merit = Callable[[Params, Sequence[PreparedScene], TrainConfig], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of a system's training.
+
+    Attributes:
+      name: also the name of its section in `TrainConfig` and of its folder.
+      loss: (params, batch, config, axis name of the mapped devices or None) → [B] and named
+        diagnostics, each [B].
+      trains: the sub-trees that the optimiser updates.
+      uses: further sub-trees that the loss reads.
+      takes: sub-trees that earlier stages hand over; the others start fresh.
+      view: what a record of its batches is; see `data.patches`.
+      image: (params, validation scene, config) → SR [H, W, C] raw, and filters where there are
+        any. The stage is judged by the mean cPSNR of these images.
+      merit: (params, validation scenes, config) → named figures, for a stage that is judged by
+        something else; the first counts, higher is better.
+    """
+
+    name: str
+    loss: Loss
+    trains: tuple[str, ...]
+    view: View
+    uses: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    image: Image | None = None
+    merit: Merit | None = None
+
+
+class Stack(NamedTuple):
+    """The frames of a stack that are used, frame 0 the reference."""
+
+    lr: np.ndarray  # [M, h, w, C] raw; non-finite only where masked
+    masks: np.ndarray  # [M, h, w] bool, True = reliable
+
+
+class SuperResolved(NamedTuple):
+    """What a system makes of a stack."""
+
+    image: np.ndarray  # [H, W, C] float32, raw
+    weights: np.ndarray  # [M] each frame's share; sums to one
+    filters: np.ndarray | None = None  # [N − 1, K, K], the first window's dynamic filters
+    filters_by: str = ""  # who proposed them
+    standard_error: np.ndarray | None = None  # [H, W, C] raw, to be expected
+    frames_per_pixel: np.ndarray | None = None  # [H, W] how many frames spoke
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions(Section):
+    """For systems without options."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class System:
+    """One way to super-resolve a stack.
+
+    Attributes:
+      name: what configurations call it.
+      label: what tables call it.
+      super_resolve: (params, stack, config, compute) → the image and how it came about.
+      options: the section that declares what `ModelConfig.options` may hold.
+      stages: the stages that it learns in; none for a system without parameters.
+      param_shapes: shapes of its parameters by sub-tree, as `jax.ShapeDtypeStruct`s.
+      stage_shapes: those of sub-trees that only its stages have.
+      zeroed: (sub-tree, layer) whose kernels start at zero with `residual_init="zeros"`.
+      work: nominal operations on a scene of so many frames, of [H, W] upsampled pixels.
+    """
+
+    name: str
+    label: str
+    super_resolve: Callable[[Params, Stack, ModelConfig, Compute], SuperResolved]
+    options: type[Section] = NoOptions
+    stages: Callable[[ModelConfig], tuple[Stage, ...]] = lambda model: ()
+    param_shapes: Callable[[ModelConfig], Any] = lambda model: {}
+    stage_shapes: Callable[[ModelConfig], Any] = lambda model: {}
+    zeroed: tuple[tuple[str, str], ...] = ()
+    work: Callable[[ModelConfig, int, int, int], float] = lambda model, height, width, frames: 0.0
+
+
+def equal_weights(frames: int) -> np.ndarray:
+    """The share of each of so many frames in a plain mean."""
+    return np.full(frames, 1 / frames, np.float32)

@@ -1,0 +1,1 @@
+"""From scenes to a parameter bundle, resumable at any moment."""

@@ -1,0 +1,125 @@
+"""A whole training: data, stages, and the report at its end; resumable at any moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepsum_jax import files
+from deepsum_jax.bundle import Bundle, load_params
+from deepsum_jax.config import TrainConfig
+from deepsum_jax.data.dataset import Dataset, prepare_dataset
+from deepsum_jax.data.simulation import write_dataset
+from deepsum_jax.systems.table import stages_of
+from deepsum_jax.training import parallel, workdir
+from deepsum_jax.training.logbook import Logbook
+from deepsum_jax.training.loop import run_stage
+
+
+def simulated_scenes(config: TrainConfig, folder: Path) -> Path:
+    """The simulated scenes of a run without data, made once into its working directory."""
+    place = workdir.own_data(folder)
+    if not place.exists():
+        write_dataset(place, dataclasses.replace(config.simulation, scale=config.model.scale))
+    return place
+
+
+def train(
+    folder: Path,
+    config: TrainConfig,
+    data: Path | None = None,
+    only: Sequence[str] = (),
+    init: Path | None = None,
+    progress: bool = True,
+    report: bool = True,
+) -> Bundle:
+    """Trains a system, or goes on with a training that was interrupted.
+
+    Args:
+      folder: the working directory, where everything is kept. The same call on it resumes.
+      config: all settings; its normalisation is replaced by the data's where it says so.
+      data: scenes in the Kelvins layout; None simulates some into the working directory.
+      only: names of the stages to run; default those of the run there, else all (with `init`,
+        those whose parameters it lacks, and the last).
+      init: a bundle or working directory whose parameters take the place of fresh ones; default
+        that which the run there started from.
+      progress: show bars.
+      report: score and draw the held-out scenes at the end.
+
+    Returns:
+      The best bundle.
+
+    Raises:
+      ValueError, FileNotFoundError: unusable data, configuration or working directory.
+    """
+    for stage in stages_of(config.model):
+        parallel.check_batch(getattr(config, stage.name).batch_size, stage.name)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--workdir {folder}: is a file, expected a folder")
+    workdir.check_config(folder, config)
+    start = workdir.choose_start(folder, init)
+    chosen = workdir.choose_stages(folder, config, only, start)
+    if start is not None:
+        print(f"init: {workdir.check_start(start, chosen, config)}")
+    settings, new = config, not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        root = data if data is not None else simulated_scenes(config, folder)
+        cache = folder / "cache" if config.data.cache else None
+        dataset = prepare_dataset(root, config.model, config.data, cache, progress)
+    except BaseException:  # Ctrl-C too: without config.json nothing could resume from this
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    first = parallel.is_first_process()
+    workdir.keep_data(folder, root, dataset, first)
+    if first:
+        workdir.write_run(folder, settings, chosen, start)
+    model = dataclasses.replace(config.model, normalization=dataset.normalization)
+    config = dataclasses.replace(config, model=model)
+    _tell(dataset, config)
+    log = Logbook(folder, first)
+    for stage in chosen:
+        run_stage(stage, config, dataset, folder, log, start, progress)
+    log.close()
+    bundle = load_params(folder)
+    if report and first and not bundle.missing_parts():
+        _report(bundle, root, folder, progress)
+    return bundle
+
+
+def _tell(data: Dataset, config: TrainConfig) -> None:
+    patches = sum(len(s.corners) for s in data.train)
+    print(
+        f"{len(data.train)} training and {len(data.validation)} validation scenes"
+        f"{f' of band {data.band}' if data.band else ''}, {patches} patches; {parallel.describe()}"
+    )
+    for name, reason in data.skipped:
+        print(f"skipped scene {name}: {reason}", file=sys.stderr)
+    if data.skipped:
+        print(f"{len(data.skipped)} scenes skipped", file=sys.stderr)
+
+
+def _report(bundle: Bundle, data: Path, folder: Path, progress: bool) -> None:
+    """The table and the panel at the end: held-out scenes, beside the honest alternatives."""
+    from deepsum_jax import figures
+    from deepsum_jax.scoring.report import panel, report
+    from deepsum_jax.scoring.scene import SceneScore
+    from deepsum_jax.scoring.summary import evaluate
+
+    shown: list[SceneScore] = []
+
+    def each(score: SceneScore) -> None:
+        if len(shown) < 4:
+            shown.append(score)
+
+    summary, _ = evaluate(bundle, data, "auto", progress=progress, each=each)
+    files.write_json(folder / "results.json", summary)
+    print(f"\nheld-out scenes ({summary['split']}):")
+    print(report(summary))
+    figures.save(panel(shown), folder / "panel.png")
+    print(f"\npanel: {folder / 'panel.png'}")
+    print(f"use it: python -m deepsum_jax.predict --params {folder} --output sr.png SCENE_FOLDER")
