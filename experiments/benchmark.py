@@ -32,16 +32,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from deepsum_jax.checkpoint import package_version
-from deepsum_jax.graph import RANK, SEARCH
-from deepsum_jax.pipeline import View
-from deepsum_jax.prepare import PreparedScene
-from deepsum_jax.stages import STAGES, Stage
-from deepsum_jax.step import Forward, init_state
 
-from deepsum_jax import Bundle, cli, files, parallel, pipeline, predict, stages
+from deepsum_jax import Bundle, cli, files, predict
+from deepsum_jax.bundle import package_version
 from deepsum_jax.config import PRESETS, ModelConfig, TrainConfig, override, preset
-from deepsum_jax.systems import init_params
+from deepsum_jax.data import patches as pipeline
+from deepsum_jax.data.patches import View
+from deepsum_jax.data.prepare import PreparedScene
+from deepsum_jax.model.graph import RANK, SEARCH
+from deepsum_jax.systems.system import Stage
+from deepsum_jax.systems.table import init_params
+from deepsum_jax.systems.windows import Forward
+from deepsum_jax.training import parallel, stages
+from deepsum_jax.training.stages import STAGES
+from deepsum_jax.training.step import init_state
 
 ROWS = ("forward", *(f"step_{s.name}" for s in STAGES), "predict", "pipeline")
 _SCENE = 128  # LR pixels a side of the scene that `predict` gets, as PROBA-V's

@@ -18,14 +18,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from deepsum_jax.baselines.duf import duf_work
-from deepsum_jax.checkpoint import BundleInfo, load_params
-from deepsum_jax.scene import Scene
 
-from deepsum_jax import Bundle, evaluate, files, kelvins, prepare, stages
+from deepsum_jax import Bundle, evaluate, files
+from deepsum_jax.bundle import BundleInfo, load_params
 from deepsum_jax.config import ModelConfig, Normalization, TrainConfig
-from deepsum_jax.systems import PARAMETERLESS
-from deepsum_jax.train import simulated_scenes, train
+from deepsum_jax.data import kelvins, prepare
+from deepsum_jax.data.scene import Scene
+from deepsum_jax.systems.duf import duf_work
+from deepsum_jax.systems.table import PARAMETERLESS
+from deepsum_jax.training import stages
+from deepsum_jax.training.run import simulated_scenes, train
 from experiments import benchmark, pictures
 from experiments.rows import STAGES, Row, pretraining, row_config
 

@@ -46,12 +46,15 @@ from typing import Any
 
 import numpy as np
 import scipy.ndimage
-from deepsum_jax.checkpoint import Bundle, load_params
-from deepsum_jax.scene import Scene
-from deepsum_jax.stackfile import write_output
 
-from deepsum_jax import cli, evaluate, figures, files, kelvins, metrics, ops, simulate
-from deepsum_jax.predict import check_predictor, predict, select_frames
+from deepsum_jax import cli, evaluate, figures, files, metrics, simulate
+from deepsum_jax.bundle import Bundle, load_params
+from deepsum_jax.data import kelvins
+from deepsum_jax.data.frames import select_frames
+from deepsum_jax.data.scene import Scene
+from deepsum_jax.data.stackfile import write_output
+from deepsum_jax.model import ops
+from deepsum_jax.predict import check_predictor, predict
 
 BAND = "PAN"  # the folder's name
 PATH_ROWS = ("013032", "014032")

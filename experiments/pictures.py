@@ -16,15 +16,18 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from deepsum_jax.checkpoint import Bundle
-from deepsum_jax.scene import Scene
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from deepsum_jax import evaluate, figures, kelvins, losses, ops, prepare
-from deepsum_jax.predict import check_predictor, select_frames, super_resolve
+from deepsum_jax import evaluate, figures, losses
+from deepsum_jax.bundle import Bundle
+from deepsum_jax.data import kelvins, prepare
+from deepsum_jax.data.frames import select_frames
+from deepsum_jax.data.scene import Scene
+from deepsum_jax.model import ops
+from deepsum_jax.predict import check_predictor, super_resolve
 
 CROP = 48  # HR pixels, side of the magnified detail
 MARGIN = 8  # HR pixels that the detail keeps from the border of the scene

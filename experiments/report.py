@@ -19,9 +19,8 @@ from pathlib import Path
 from string import Template
 from typing import Any, Protocol
 
-from deepsum_jax.checkpoint import package_version
-
 from deepsum_jax import cli, files
+from deepsum_jax.bundle import package_version
 
 COMPLETE, GAPS, NOT_RUN = "complete", "with gaps", "not run"
 _GAP = re.compile(r"[\s*_`(]*not run\b", re.IGNORECASE)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from deepsum_jax import stages
 from deepsum_jax.config import ModelConfig, StageConfig, TrainConfig, override
+from deepsum_jax.training import stages
 
 STAGES = tuple(stage.name for stage in stages.STAGES)
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from deepsum_jax import cli, evaluate, figures, files, parallel
+from deepsum_jax import cli, evaluate, figures, files
 from deepsum_jax.config import PRESETS, TrainConfig, override, preset
+from deepsum_jax.training import parallel
 from experiments.cells import Bench, Cell, missing, raise_failures, run_all
 from experiments.exhibits import ROWS, Exhibit
 from experiments.rows import STAGES, Row, scaled

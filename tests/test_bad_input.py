@@ -19,9 +19,10 @@ import pytest
 from helpers import Refused, contents, random_bundle, refuser
 from PIL import Image
 
-from deepsum_jax import Bundle, cli, evaluate, files, kelvins, save_params, simulate, tf_import
+from deepsum_jax import Bundle, cli, evaluate, files, save_params, simulate, tf_import
 from deepsum_jax import train as training
 from deepsum_jax.config import TINY
+from deepsum_jax.data import kelvins
 from deepsum_jax.predict import main as predict_main
 
 SIMULATION = simulate.SimulationConfig(lr_size=16, min_frames=4, max_frames=5)

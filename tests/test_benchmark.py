@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from deepsum_jax.stages import DEEPSUM, REGNET, SISRNET
 from helpers import refuser
 
 from deepsum_jax.config import TINY, ModelConfig, TrainConfig
+from deepsum_jax.systems.deepsum import DEEPSUM
+from deepsum_jax.systems.pretraining import REGNET, SISRNET
 from experiments import benchmark, scaling
 
 

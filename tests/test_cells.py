@@ -12,8 +12,9 @@ import pytest
 from helpers import TINY as SMALL
 from helpers import random_bundle
 
-from deepsum_jax import evaluate, files, kelvins, simulate
+from deepsum_jax import evaluate, files, simulate
 from deepsum_jax.config import DEMO, TINY, TrainConfig, override
+from deepsum_jax.data import kelvins
 from deepsum_jax.predict import super_resolve
 from experiments import benchmark, cells, exhibits, panels, rows
 from experiments.cells import Bench

@@ -13,18 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from deepsum_jax.checkpoint import (
-    Bundle,
-    BundleInfo,
-    StateKeeper,
-    find_bundle,
-    load_params,
-    save_params,
-)
 from helpers import contents, random_bundle
 
-from deepsum_jax import checkpoint, files
+from deepsum_jax import bundle as checkpoint
+from deepsum_jax import files
+from deepsum_jax.bundle import Bundle, BundleInfo, find_bundle, load_params, save_params
 from deepsum_jax.config import ModelConfig, Normalization
+from deepsum_jax.training.state import StateKeeper
 
 CONFIG = ModelConfig(
     num_frames=5,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deepsum_jax import DeepSUM, ModelConfig, losses
-from deepsum_jax.systems import init_params
+from deepsum_jax.systems.table import init_params
 
 CONFIG = ModelConfig(
     num_frames=5, features=4, filter_size=5, sisrnet_layers=2, dtype="float64",

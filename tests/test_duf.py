@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from deepsum_jax.baselines import duf
-from deepsum_jax.baselines.duf import DUF
-from deepsum_jax.layers import apply
 
-from deepsum_jax import ModelConfig, Normalization, ops, prepare
+from deepsum_jax import ModelConfig, Normalization
+from deepsum_jax.data import prepare
+from deepsum_jax.model import ops
+from deepsum_jax.model.layers import apply
+from deepsum_jax.systems.duf import DUF
 
 CONFIG = ModelConfig(
     num_frames=5, features=2, channels=2, dtype="float64", param_dtype="float64",

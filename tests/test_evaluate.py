@@ -11,22 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deepsum_jax.baselines.bicubic_mean import bicubic_mean
-from deepsum_jax.checkpoint import BundleInfo
-from deepsum_jax.scene import Scene
 from helpers import TINY, delta_bundle, random_bundle, refuser
 
-from deepsum_jax import (
-    Bundle,
-    evaluate,
-    figures,
-    kelvins,
-    metrics,
-    predict,
-    prepare,
-    save_params,
-    simulate,
-)
+from deepsum_jax import Bundle, evaluate, figures, metrics, predict, save_params, simulate
+from deepsum_jax.bundle import BundleInfo
+from deepsum_jax.data import kelvins, prepare
+from deepsum_jax.data.scene import Scene
+from deepsum_jax.systems.bicubic_mean import bicubic_mean
 
 SIMULATION = simulate.SimulationConfig(lr_size=16, min_frames=5, max_frames=6)
 RANDOM = random_bundle(dataclasses.replace(TINY, residual_init="zeros"))

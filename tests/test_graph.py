@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deepsum_jax.graph import GraphConv, nearest_neighbours
 
-from deepsum_jax import graph
 from deepsum_jax.config import ModelConfig
+from deepsum_jax.model import graph
+from deepsum_jax.model.graph import GraphConv, nearest_neighbours
 
 Params = dict[str, dict[str, np.ndarray]]
 

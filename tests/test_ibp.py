@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deepsum_jax.baselines.bicubic_mean import bicubic_mean
-from deepsum_jax.baselines.ibp import ibp
-from deepsum_jax.baselines.sensor import PSF_SIGMA, back_project, observe
-from deepsum_jax.registration import register_frames
 from helpers import landscape
 
-from deepsum_jax import metrics, ops
-from deepsum_jax.simulate import SimulationConfig, simulate_scene
+from deepsum_jax import metrics
+from deepsum_jax.config.knobs import SimulationConfig
+from deepsum_jax.data.registration import register_frames
+from deepsum_jax.data.sensor import PSF_SIGMA, back_project, observe
+from deepsum_jax.data.simulation import simulate_scene
+from deepsum_jax.model import ops
+from deepsum_jax.systems.bicubic_mean import bicubic_mean
+from deepsum_jax.systems.ibp import ibp
 
 # HR pixels; those of frames 1 and 4 are whole.
 SHIFTS = np.array([(0, 0), (1, -2), (0.4, 1.3), (-1.6, 0.7), (2, 1), (-0.8, -0.5), (1.5, 0.3)])

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deepsum_jax.scene import Scene
 from PIL import Image
 
-from deepsum_jax import kelvins
+from deepsum_jax.data import kelvins
+from deepsum_jax.data.scene import Scene
 
 RNG = np.random.default_rng(0)
 

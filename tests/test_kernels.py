@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from deepsum_jax import ops
 from deepsum_jax.kernels import winograd
 from deepsum_jax.kernels.backend import Backend
+from deepsum_jax.model import ops
 
 Array = jax.Array
 

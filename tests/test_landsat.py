@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from deepsum_jax.checkpoint import Bundle, save_params
 
-from deepsum_jax import cli, config, kelvins, simulate
-from deepsum_jax.systems import param_shapes
+from deepsum_jax import cli, config, simulate
+from deepsum_jax.bundle import Bundle, save_params
+from deepsum_jax.data import kelvins
+from deepsum_jax.systems.table import param_shapes
 from experiments import landsat
 
 rasterio = pytest.importorskip("rasterio")

@@ -9,13 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from deepsum_jax.layers import Norm
-from deepsum_jax.step import init_state, make_optimizer, make_train_step
 from helpers import TINY as MODEL
 
-from deepsum_jax import Bundle, load_params, ops, parallel, predict, save_params, stages
+from deepsum_jax import Bundle, load_params, predict, save_params
 from deepsum_jax.config import TINY, StageConfig, TrainConfig
-from deepsum_jax.systems import init_params
+from deepsum_jax.model import ops
+from deepsum_jax.model.layers import Norm
+from deepsum_jax.systems.table import init_params
+from deepsum_jax.training import parallel, stages
+from deepsum_jax.training.step import init_state, make_optimizer, make_train_step
 
 BATCH = dataclasses.replace(MODEL, norm="batch")
 CONFIG = dataclasses.replace(TINY, model=BATCH, deepsum=StageConfig(learning_rate=1e-3))

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepsum_jax import ops
 from deepsum_jax.kernels.backend import Backend
+from deepsum_jax.model import ops
 
 GOLDEN = Path(os.environ.get("DEEPSUM_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 BACKENDS: tuple[Backend, ...] = ("cpu", "accelerator")

@@ -14,7 +14,7 @@ SCRIPT = """
 import os
 cores = {cores}
 os.sched_getaffinity = lambda _: set(range(cores))
-from deepsum_jax import parallel
+from deepsum_jax.training import parallel
 parallel.use_cores({batches})
 import jax
 print(jax.device_count())

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from deepsum_jax.deepsum import DeepSUM, Output, from_output
-from deepsum_jax.regnet import filters_from_logits
 
 from deepsum_jax import losses, metrics
 from deepsum_jax.config import TINY, ModelConfig
-from deepsum_jax.systems import param_shapes
+from deepsum_jax.model.deepsum import DeepSUM, Output
+from deepsum_jax.model.regnet import filters_from_logits
+from deepsum_jax.systems.table import param_shapes
 from deepsum_jax.tf_import import params_from_variables, reference_names
+from deepsum_jax.units import from_output
 
 SMALL = Path(__file__).parent / "golden"
 LARGE = Path(os.environ.get("DEEPSUM_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))

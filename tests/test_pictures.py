@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deepsum_jax.scene import Scene
 from helpers import TINY, delta_bundle, landscape, random_bundle
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from deepsum_jax import Bundle, ModelConfig, evaluate, figures, losses, simulate
-from deepsum_jax.predict import select_frames, super_resolve
+from deepsum_jax.data.frames import select_frames
+from deepsum_jax.data.scene import Scene
+from deepsum_jax.predict import super_resolve
 from experiments import pictures
 
 SIMULATION = simulate.SimulationConfig(lr_size=20, min_frames=5, max_frames=6)

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deepsum_jax.pipeline import (
+
+from deepsum_jax.config import DataConfig, ModelConfig, Normalization
+from deepsum_jax.data.patches import (
     Batch,
     Patches,
     View,
@@ -17,10 +19,8 @@ from deepsum_jax.pipeline import (
     make_iterator,
     synthetic_shifts,
 )
-from deepsum_jax.prepare import PreparedScene
-
-from deepsum_jax import ops
-from deepsum_jax.config import DataConfig, ModelConfig, Normalization
+from deepsum_jax.data.prepare import PreparedScene
+from deepsum_jax.model import ops
 
 MODEL = ModelConfig(
     num_frames=3, features=4, filter_size=5, sisrnet_layers=2, channels=2,

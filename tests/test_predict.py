@@ -11,21 +11,16 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from deepsum_jax.checkpoint import BundleInfo
-from deepsum_jax.scene import Scene
 from helpers import TINY, delta_bundle, landscape, random_bundle, refuser
 
-from deepsum_jax import (
-    Bundle,
-    Normalization,
-    Prediction,
-    kelvins,
-    ops,
-    predict,
-    prepare,
-    save_params,
-)
-from deepsum_jax.predict import average_windows, main, make_windows, run_window, select_frames
+from deepsum_jax import Bundle, Normalization, Prediction, predict, save_params
+from deepsum_jax.bundle import BundleInfo
+from deepsum_jax.data import kelvins, prepare
+from deepsum_jax.data.frames import select_frames
+from deepsum_jax.data.scene import Scene
+from deepsum_jax.model import ops
+from deepsum_jax.predict import main, run_window
+from deepsum_jax.systems.windows import average_windows, make_windows
 
 NORM = Normalization(lr_mean=60.0, lr_std=20.0, hr_mean=60.0, hr_std=10.0)
 MODEL = dataclasses.replace(TINY, normalization=NORM)

@@ -11,26 +11,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deepsum_jax.prepare import (
-    Dataset,
-    PreparedScene,
-    SceneSkipped,
-    aligned_masks,
-    choose_patches,
-    clearest_first,
-    fill_hidden,
-    full_stack,
-    measure_normalization,
-    prepare_dataset,
-    prepare_scene,
-    split,
-    upsample_window,
-)
-from deepsum_jax.scene import Scene
 from helpers import landscape
 
-from deepsum_jax import kelvins, ops, prepare, simulate
+from deepsum_jax import simulate
 from deepsum_jax.config import NORMALIZATIONS, TINY, DataConfig, ModelConfig, Normalization
+from deepsum_jax.data import kelvins, prepare
+from deepsum_jax.data.dataset import Dataset, measure_normalization, prepare_dataset, split
+from deepsum_jax.data.fill import fill_hidden
+from deepsum_jax.data.frames import clearest_first
+from deepsum_jax.data.prepare import (
+    PreparedScene,
+    SceneSkipped,
+    choose_patches,
+    full_stack,
+    prepare_scene,
+)
+from deepsum_jax.data.resample import aligned_masks, upsample_window
+from deepsum_jax.data.scene import Scene
+from deepsum_jax.model import ops
 
 MODEL = ModelConfig(num_frames=3, features=4, filter_size=5, sisrnet_layers=2)
 DATA = DataConfig(patch_size=12, patches_per_scene=5)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deepsum_jax.registration import MaskedCorrelation, plain_shift, register_frames
+
+from deepsum_jax.data.registration import MaskedCorrelation, plain_shift, register_frames
 
 GOLDEN = Path(os.environ.get("DEEPSUM_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 

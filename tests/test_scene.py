@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deepsum_jax.scene import Scene, check_stack
+
+from deepsum_jax.data.scene import Scene, check_stack
 
 LR = np.arange(2 * 4 * 5, dtype=np.uint16).reshape(2, 4, 5)
 MASKS = np.ones((2, 4, 5), bool)

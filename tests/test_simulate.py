@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.ndimage
-from deepsum_jax.ops import bicubic_upsample
 
-from deepsum_jax import cli, kelvins, simulate
-from deepsum_jax.simulate import SimulationConfig
+from deepsum_jax import cli, simulate
+from deepsum_jax.config.knobs import SimulationConfig
+from deepsum_jax.data import kelvins
+from deepsum_jax.data.resample import bicubic_upsample
 
 SMALL = SimulationConfig(lr_size=24, min_frames=9, max_frames=11)
 STILL = SimulationConfig(

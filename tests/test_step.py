@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deepsum_jax.stages import STAGES, Stage
-from deepsum_jax.step import Forward, gradients, init_state, make_optimizer, make_train_step
 
-from deepsum_jax import parallel, stages
 from deepsum_jax.config import TINY, ModelConfig, StageConfig, TrainConfig
+from deepsum_jax.systems.system import Stage
+from deepsum_jax.systems.windows import Forward
+from deepsum_jax.training import parallel, stages
+from deepsum_jax.training.stages import STAGES
+from deepsum_jax.training.step import gradients, init_state, make_optimizer, make_train_step
 
 Batch = dict[str, np.ndarray]
 

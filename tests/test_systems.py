@@ -10,28 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deepsum_jax.baselines.bicubic_mean import bicubic_mean
-from deepsum_jax.baselines.ibp import ibp
-from deepsum_jax.baselines.sisr import sisr_image
-from deepsum_jax.graph import GraphConv
-from deepsum_jax.pipeline import flip_and_rotate
-from deepsum_jax.sisrnet import SISRNet
 from helpers import landscape, refuser
 
-from deepsum_jax import (
-    Bundle,
-    DeepSUM,
-    ModelConfig,
-    evaluate,
-    ops,
-    predict,
-    simulate,
-    stages,
-    train,
-)
+from deepsum_jax import Bundle, DeepSUM, ModelConfig, evaluate, predict, simulate, train
 from deepsum_jax.config import TINY, override
+from deepsum_jax.data.patches import flip_and_rotate
+from deepsum_jax.model import ops
+from deepsum_jax.model.graph import GraphConv
+from deepsum_jax.model.sisrnet import SISRNet
 from deepsum_jax.predict import main as predict_main
-from deepsum_jax.systems import init_params, param_shapes
+from deepsum_jax.systems.bicubic_mean import bicubic_mean
+from deepsum_jax.systems.ibp import ibp
+from deepsum_jax.systems.pretraining import sisr_image
+from deepsum_jax.systems.table import init_params, param_shapes
+from deepsum_jax.training import stages
 
 MODEL = dataclasses.replace(TINY.model, backend="accelerator")
 LEARNED = ("deepsum", "duf", "sisr", "sisr_mean")

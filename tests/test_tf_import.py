@@ -15,7 +15,7 @@ from helpers import contents
 
 from deepsum_jax import load_params, tf_import
 from deepsum_jax.config import NORMALIZATIONS, ModelConfig
-from deepsum_jax.systems import param_shapes
+from deepsum_jax.systems.table import param_shapes
 from deepsum_jax.tf_import import (
     head_from_variables,
     import_checkpoints,
@@ -297,7 +297,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import numpy as np
 from deepsum_jax import tf_import
-from deepsum_jax.systems import param_shapes
+from deepsum_jax.systems.table import param_shapes
 
 shapes = param_shapes(tf_import.ModelConfig())
 variables = {}

@@ -15,8 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from deepsum_jax import kelvins, load_params, predict, train
+from deepsum_jax import load_params, predict, train
 from deepsum_jax.config import TINY, override
+from deepsum_jax.data import kelvins
 
 REPOSITORY = Path(__file__).parents[1]
 SETTINGS = [
