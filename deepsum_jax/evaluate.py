@@ -21,7 +21,7 @@ from deepsum_jax.scoring.summary import evaluate
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     p = cli.parser(
-        "python -m deepsum_jax.evaluate",
+        "deepsum evaluate",
         "Score a system on scenes with HR. Beside it on the same frames: bicubic and IBP of the\n"
         "reference frame alone, Bicubic+Mean and IBP of all frames.",
         """splits:

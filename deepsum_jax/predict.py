@@ -249,7 +249,7 @@ def chosen_bundle(args: argparse.Namespace) -> Bundle:
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     p = cli.parser(
-        "python -m deepsum_jax.predict",
+        "deepsum predict",
         "Super-resolve a stack of low-resolution images of one place.",
         """examples:
   predict --params W --output sr.png data/test/NIR/imgset1306      a Kelvins scene folder

@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     default = SimulationConfig()
     p = cli.parser(
-        "python -m deepsum_jax.simulate",
+        "deepsum simulate",
         "Simulate satellite scenes (fields, relief, roads, water, clouds) with known shifts, in\n"
         "the folder layout of the PROBA-V Kelvins challenge.",
         """Each scene folder has LRxxx.png with its mask QMxxx.png, HR.png with SM.png, and

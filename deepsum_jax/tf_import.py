@@ -195,7 +195,7 @@ def import_checkpoints(
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     p = cli.parser(
-        "python -m deepsum_jax.tf_import",
+        "deepsum tf_import",
         "Turn the authors' TensorFlow checkpoints into a parameter bundle.",
         """A PREFIX is a checkpoint's path without .index and .data-…, as DIR/model.ckpt-5999.
 Final weights (--checkpoint) predict; pretraining ones start a training (train --init).""",

@@ -20,7 +20,7 @@ from deepsum_jax.training.run import train
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     p = cli.parser(
-        "python -m deepsum_jax.train",
+        "deepsum train",
         "Train DeepSUM in three stages: SISRNet, RegNet, then end to end.",
         """examples:
   train --workdir W                             a demo on simulated scenes, minutes on a CPU

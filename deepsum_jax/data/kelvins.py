@@ -17,9 +17,8 @@ import math
 import os
 import re
 import struct
-import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ def read_mask_png(path: str | os.PathLike[str]) -> np.ndarray:
     return np.asarray(_read_png(Path(path), (1, 8, 16)) != 0)
 
 
-def _grey(values: Any, what: str) -> np.ndarray:
+def grey(values: Any, what: str) -> np.ndarray:
     """One image [h, w] or [h, w, 1] as a real array [h, w], every value finite."""
     array = np.asarray(values)
     if array.ndim == 3 and array.shape[-1] == 1:
@@ -102,7 +101,7 @@ def _grey(values: Any, what: str) -> np.ndarray:
 
 
 def _to_uint16(values: Any, what: str) -> np.ndarray:
-    array: np.ndarray = np.rint(_grey(values, what))
+    array: np.ndarray = np.rint(grey(values, what))
     low, high = array.min(), array.max()
     if low < 0 or high > 65535:
         raise ValueError(f"{what}: found values from {low} to {high}, expected 0..65535")
@@ -351,47 +350,3 @@ def write_scene(folder: str | os.PathLike[str], scene: Scene, *, overwrite: bool
             write_png16(aside / "HR.png", _to_uint16(scene.hr, f"{title}: HR"))
         if scene.hr_mask is not None:
             write_mask_png(aside / "SM.png", scene.hr_mask)
-
-
-def write_submission(
-    path: str | os.PathLike[str],
-    images: Mapping[str, Any],
-    *,
-    expected_names: Iterable[str] | None = None,
-) -> None:
-    """Writes super-resolved images as one flat zip of 16-bit PNGs, ready to be handed in.
-
-    The same images give the same bytes.
-
-    Args:
-      path: the zip file, written under a temporary name first.
-      images: [H, W] or [H, W, 1] in raw units by scene name (`imgsetXXXX`); rounded and clipped
-        to 0..65535.
-      expected_names: the names that a complete submission has, to be checked; None skips it.
-
-    Raises:
-      ValueError: no image, a wrong, missing or extra name, an image not [H, W] or not finite.
-    """
-    path = Path(path)
-    if not images:
-        raise ValueError(f"{path}: found no image, expected at least one")
-    if expected_names is not None:
-        wanted = set(expected_names)
-        for kind, names in (("missing", wanted - set(images)), ("extra", set(images) - wanted)):
-            if names:
-                shown = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
-                raise ValueError(
-                    f"{path}: found {len(names)} scenes {kind} ({shown}), expected exactly "
-                    f"{len(wanted)}"
-                )
-    with written_aside(path) as aside, zipfile.ZipFile(aside, "w") as archive:
-        for name in sorted(images):
-            if not re.fullmatch(r"imgset\d+", name):
-                raise ValueError(f"{path}: found the scene name {name!r}, expected imgsetXXXX")
-            pixels = np.clip(np.rint(_grey(images[name], f"{path}: {name}")), 0, 65535)
-            encoded = io.BytesIO()
-            Image.fromarray(pixels.astype(np.uint16)).save(encoded, format="PNG")
-            entry = zipfile.ZipInfo(f"{name}.png", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.create_system = 3  # the same bytes on every operating system
-            entry.external_attr = 0o644 << 16
-            archive.writestr(entry, encoded.getvalue())
