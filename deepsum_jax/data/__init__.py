@@ -1,0 +1,1 @@
+"""Data: scenes, where they come from, and what is invented to train on."""
