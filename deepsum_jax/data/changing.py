@@ -197,9 +197,7 @@ def _veil(
     return radiance, mask
 
 
-def _record(
-    rng: Rng, radiance: np.ndarray, frame: _Frame, count: int, level: float
-) -> np.ndarray:
+def _record(rng: Rng, radiance: np.ndarray, frame: _Frame, count: int, level: float) -> np.ndarray:
     """Counts, uint16 [h, h]: gain, offset and noise, then the resampling, then rounding."""
     counts = frame.gain * radiance + frame.offset
     # Half the variance is read noise, half grows with the light.
@@ -217,7 +215,12 @@ def _margin(config: ChangingGround) -> int:
 
 
 def _look(
-    rng: Rng, grounds: _Grounds, frame: _Frame, margin: int, level: float, contrast: float,
+    rng: Rng,
+    grounds: _Grounds,
+    frame: _Frame,
+    margin: int,
+    level: float,
+    contrast: float,
     config: ChangingGround,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A frame's counts, its mask, and where it shows the reference's ground, [h, h] each."""

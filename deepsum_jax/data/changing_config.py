@@ -37,11 +37,13 @@ class ChangingGround(Section):
     shadow_chance: float = 0.1  # of a frame, 0..1
     clear_fraction: float = 0.5  # of frames that have no masked cloud at all, 0..1
     max_clouded: float = 0.35  # masked fraction of the cloudiest frame, 0..0.4
-    max_reference_clouded: float = 0.1  # likewise of the reference, and of another date's HR, 0..0.4
+    max_reference_clouded: float = (
+        0.1  # likewise of the reference, and of another date's HR, 0..0.4
+    )
 
     # What the sensor does.
     psf_sigma: tuple[float, ...] = (0.25, 0.6)  # LR pixels, Gaussian before the pixel's box, 0.1..1
-    hr_psf_sigma: float = 0.35  # HR pixels, likewise, 0.1..1
+    hr_psf_sigma: float = 0.3  # HR pixels, likewise, 0.1..1
     noise: tuple[float, ...] = (3.0, 40.0)  # counts, deviation at the scene's level, 0..500
     hr_noise: float = 0.0  # counts, 0..500
     contrast: tuple[float, ...] = (500.0, 2200.0)  # counts, deviation of the ground, 10..4000

@@ -32,11 +32,14 @@ class Crops:
     border: np.ndarray  # 0..1, where a new border cuts the parcel; above 1: nowhere
     beyond: np.ndarray  # brightness beyond it, relative to that before it
 
-    def altered(self, other: Crops, where: np.ndarray) -> Crops:
-        """These crops, with others on some parcels, `where` [P] bool."""
-        pairs = {f.name: (getattr(other, f.name), getattr(self, f.name))
+    def altered(self, other: Crops, amount: np.ndarray) -> Crops:
+        """These crops, on the way to others by `amount` [P]: 0 stays, 1 is the other."""
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name))
                  for f in dataclasses.fields(self)}  # fmt: skip
-        return Crops(**{name: np.where(where, new, old) for name, (new, old) in pairs.items()})
+        values = {name: old + amount * (new - old) for name, (old, new) in pairs.items()}
+        # A border is the old one or a new one, never one in between.
+        values["border"] = np.where(amount > 0, other.border, self.border)
+        return Crops(**values)
 
 
 def _sow(rng: Rng, parcels: int) -> Crops:
@@ -44,7 +47,7 @@ def _sow(rng: Rng, parcels: int) -> Crops:
     kinds = rng.normal(0, 1, 5)
     values = (
         kinds[rng.integers(0, 5, parcels)] + rng.normal(0, 0.25, parcels),
-        rng.normal(0.2, 0.3, parcels),
+        rng.normal(0.15, 0.35, parcels),
         rng.normal(0, 0.25, parcels) * (rng.random(parcels) < 0.35),
         np.abs(rng.normal(0, 0.2, parcels)),
         np.where(rng.random(parcels) < 0.25, rng.uniform(0.15, 0.85, parcels), 2.0),
@@ -149,19 +152,24 @@ class Place:
         """Random numbers of a year, and how much it differs from the reference's, 0..1."""
         rng = np.random.default_rng([*self.key, 2, year])
         low, high = self.config.change
-        change = rng.uniform(low, high) if year else 0.0
-        # Crops differ more in red, where soil is bright and leaves are dark.
-        return rng, 1 - (1 - change) ** 2 if self.band == "RED" else change
+        return rng, rng.uniform(low, high) if year else 0.0
 
     def _invented(self, year: int, day: float, flooded: bool) -> np.ndarray:
         rng, change = self._year(year)
         side = len(self.fixed)
         parcels = len(self.rows)
-        crops = self.crops.altered(_sow(rng, parcels), rng.random(parcels) < change)
+        # In red, soil is bright and leaves are dark, so that crops and seasons tell more apart.
+        red = self.band == "RED"
+        amount = rng.uniform(0.5, 1.4, parcels) if red else rng.uniform(0.05, 0.8, parcels)
+        amount *= rng.random(parcels) < (1 - (1 - change) ** 3 if red else change)
+        crops = self.crops.altered(_sow(rng, parcels), amount.astype(np.float32))
         texture = fractal(rng, side, rng.uniform(0.8, 1.4), 2.5 / side)
         smooth = fractal(rng, side, 1.8, 0.06)
         fields = self._fields(rng, crops, day, texture)
-        wild = self.fixed + np.float32(0.25 * change) * (0.5 * texture + smooth)
+        # Years differ more in detail than they do at large, whatever grows.
+        rough, broad = (0.4, 0.6) if red else (0.22, 0.2)
+        fields += np.float32(0.7 * rough * change) * texture
+        wild = self.fixed + np.float32(change) * (rough * texture + broad * smooth)
         ground = np.where(self.farmed, fields, wild)
         ground += np.float32(self.relief * (1 + change * rng.normal(0, 0.3))) * self.shade
         ground = np.float32(2.2) * np.tanh(ground / np.float32(2.2))  # reflectance has bounds
@@ -171,7 +179,7 @@ class Place:
         """Parcels [S, S] under their crops."""
         p, (across, along) = self.parcel, self.within
         parcels = len(self.rows)
-        brightness = crops.brightness + 0.05 * rng.standard_normal(parcels, np.float32)
+        brightness = crops.brightness + 0.03 * rng.standard_normal(parcels, np.float32)
         values = brightness[p] + crops.soil[p] * self.soil + crops.fresh[p] * texture
         values += crops.stripes[p] * np.sin(np.float32(2 * np.pi) * self.rows[p] * across)
         sideways = rng.random(parcels) < 0.5
@@ -194,7 +202,7 @@ class Place:
         texture: np.ndarray,
     ) -> np.ndarray:
         """Ground with its water at the level of the year, and reeds along the shore."""
-        level = self.water * np.exp(0.5 * change * rng.standard_normal())
+        level = self.water * np.exp(0.7 * change * rng.standard_normal())
         turbid = rng.normal(0, 1)
         reeds = rng.normal(0, 0.8)
         if flooded:
@@ -202,7 +210,7 @@ class Place:
         if level <= 0:
             return ground
         # In near infrared water is black; in red it has the colour of what it carries.
-        colour = -2.3 + 0.08 * turbid * (year > 0) if self.band == "NIR" else -1 + 0.6 * turbid
+        colour = -2.3 + 0.08 * turbid * (year > 0) if self.band == "NIR" else -0.8 + 0.8 * turbid
         shore = np.exp(-np.maximum(self.height - np.float32(level), 0) / np.float32(0.02))
         ground = ground + np.float32(reeds) * shore
         wet = self.height < level
