@@ -27,7 +27,7 @@ class ChangingGround(Section):
     looks: tuple[float, ...] = (0.0, 1.0)  # share of the other frames that are looks, 0..1
     years: int = 9  # other years that frames may come from, at most, 1..100
     change: tuple[float, ...] = (0.15, 1.0)  # share of parcels that another year alters, 0..1
-    harvest_chance: float = 0.25  # that a scene lies in harvest time: parcels differ by days, 0..1
+    harvest_chance: float = 0.15  # that a scene lies in harvest time: parcels differ by days, 0..1
     flood_chance: float = 0.1  # that another year stands under water, a look a fifth of it, 0..1
     texture_chance: float = 0.7  # that a scene's ground is real, where textures are given, 0..1
 

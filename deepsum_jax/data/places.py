@@ -29,6 +29,7 @@ class Crops:
     soil: np.ndarray  # how strongly the soil's pattern shows, negative: inverted
     stripes: np.ndarray  # along the rows
     fresh: np.ndarray  # texture of this year alone
+    usual: np.ndarray  # texture of the reference's year, while its crops stand
     border: np.ndarray  # 0..1, where a new border cuts the parcel; above 1: nowhere
     beyond: np.ndarray  # brightness beyond it, relative to that before it
 
@@ -50,6 +51,7 @@ def _sow(rng: Rng, parcels: int) -> Crops:
         rng.normal(0.15, 0.35, parcels),
         rng.normal(0, 0.25, parcels) * (rng.random(parcels) < 0.35),
         np.abs(rng.normal(0, 0.2, parcels)),
+        np.zeros(parcels),
         np.where(rng.random(parcels) < 0.25, rng.uniform(0.15, 0.85, parcels), 2.0),
         rng.normal(0, 0.9, parcels),
     )
@@ -116,13 +118,17 @@ class Place:
     parcel: np.ndarray  # [S, S] its number
     within: np.ndarray  # [2, S, S] place within the parcel, 0..1
     soil: np.ndarray  # [S, S] pattern of unit deviation
+    texture: np.ndarray  # [S, S] likewise, of the reference's crops
     shade: np.ndarray  # [S, S] relief, unit deviation
     height: np.ndarray  # [S, S] above the deepest water, 0..1, as a rank
     water: float  # share of the ground under water in the reference's year
+    reeds: float  # contrast of the shore
+    silt: float  # brightness of water in red, in the reference's year
     relief: float  # contrast of the relief
     crops: Crops  # of the reference's year
     cut_on: np.ndarray  # [P] days after the reference's date, inf: no harvest
     rows: np.ndarray  # [P] tillage rows per parcel
+    sideways: np.ndarray  # [P] bool, new borders run across the rows
     real: np.ndarray | None  # [D, S, S] real ground, the reference's date first
     realness: tuple[float, float]  # weights of the real ground and of what is invented
 
@@ -160,57 +166,55 @@ class Place:
         parcels = len(self.rows)
         # In red, soil is bright and leaves are dark, so that crops and seasons tell more apart.
         red = self.band == "RED"
-        amount = rng.uniform(0.5, 1.4, parcels) if red else rng.uniform(0.05, 0.8, parcels)
-        amount *= rng.random(parcels) < (1 - (1 - change) ** 3 if red else change)
+        amount = rng.uniform(0.5, 1.4, parcels) if red else rng.uniform(0.05, 0.6, parcels)
+        amount *= rng.random(parcels) < (1 - (1 - change) ** 4 if red else change)
         crops = self.crops.altered(_sow(rng, parcels), amount.astype(np.float32))
-        texture = fractal(rng, side, rng.uniform(0.8, 1.4), 2.5 / side)
+        texture = fractal(rng, side, rng.uniform(0.7, 1.3), 2.5 / side)
         smooth = fractal(rng, side, 1.8, 0.06)
-        fields = self._fields(rng, crops, day, texture)
-        # Years differ more in detail than they do at large, whatever grows.
-        rough, broad = (0.4, 0.6) if red else (0.22, 0.2)
-        fields += np.float32(0.7 * rough * change) * texture
-        wild = self.fixed + np.float32(change) * (rough * texture + broad * smooth)
+        fields = self._fields(crops, day, texture)
+        # Years differ more in detail than they do at large, whatever grows; but not everywhere.
+        rough, broad = (0.7, 0.9) if red else (0.8, 0.12)
+        local = np.float32(change) * np.clip(np.float32(2.5 * change - 0.7) - smooth, 0, 1.5)
+        fields += np.float32(0.7 * rough) * local * texture
+        wild = self.fixed + local * (np.float32(rough) * texture + np.float32(broad) * smooth)
         ground = np.where(self.farmed, fields, wild)
-        ground += np.float32(self.relief * (1 + change * rng.normal(0, 0.3))) * self.shade
+        ground += np.float32(self.relief * (1 + 0.1 * change * rng.standard_normal())) * self.shade
         ground = np.float32(2.2) * np.tanh(ground / np.float32(2.2))  # reflectance has bounds
-        return self._wet(rng, ground, year, change, flooded, texture)
+        return self._wet(rng, ground, change, flooded, texture)
 
-    def _fields(self, rng: Rng, crops: Crops, day: float, texture: np.ndarray) -> np.ndarray:
+    def _fields(self, crops: Crops, day: float, texture: np.ndarray) -> np.ndarray:
         """Parcels [S, S] under their crops."""
         p, (across, along) = self.parcel, self.within
-        parcels = len(self.rows)
-        brightness = crops.brightness + 0.03 * rng.standard_normal(parcels, np.float32)
-        values = brightness[p] + crops.soil[p] * self.soil + crops.fresh[p] * texture
+        values = crops.brightness[p] + crops.soil[p] * self.soil
+        values += crops.fresh[p] * texture + crops.usual[p] * self.texture
         values += crops.stripes[p] * np.sin(np.float32(2 * np.pi) * self.rows[p] * across)
-        sideways = rng.random(parcels) < 0.5
-        cut = np.where(sideways[p], across, along) > crops.border[p]
+        cut = np.where(self.sideways[p], across, along) > crops.border[p]
         values += np.where(cut, crops.beyond[p], np.float32(0))
         progress = np.clip((day - self.cut_on) / _FRONT_DAYS, 0, 1).astype(np.float32)
         if progress.any():
             stubble = np.float32(-0.9 if self.band == "NIR" else 0.9)
             harvested = along < progress[p]
-            values = np.where(harvested, stubble + 0.3 * (values - brightness[p]), values)
+            values = np.where(harvested, stubble + 0.3 * (values - crops.brightness[p]), values)
         return np.asarray(values, np.float32)
 
     def _wet(
         self,
         rng: Rng,
         ground: np.ndarray,
-        year: int,
         change: float,
         flooded: bool,
         texture: np.ndarray,
     ) -> np.ndarray:
         """Ground with its water at the level of the year, and reeds along the shore."""
         level = self.water * np.exp(0.7 * change * rng.standard_normal())
-        turbid = rng.normal(0, 1)
-        reeds = rng.normal(0, 0.8)
+        turbid = change * rng.standard_normal()
+        reeds = self.reeds + change * rng.standard_normal()
         if flooded:
             level = max(level, 0.03) + rng.uniform(0.05, 0.3)
         if level <= 0:
             return ground
         # In near infrared water is black; in red it has the colour of what it carries.
-        colour = -2.3 + 0.08 * turbid * (year > 0) if self.band == "NIR" else -0.8 + 0.8 * turbid
+        colour = -2.3 + 0.1 * turbid if self.band == "NIR" else self.silt + 1.2 * turbid
         shore = np.exp(-np.maximum(self.height - np.float32(level), 0) / np.float32(0.02))
         ground = ground + np.float32(reeds) * shore
         wet = self.height < level
@@ -247,6 +251,7 @@ def draw_place(
     fixed = np.where(lanes & farmed, np.float32(rng.choice([-1.0, 1.0])), wild)
     farmed &= ~lanes
     parcels = int(parcel.max()) + 1
+    crops = _sow(rng, parcels)
     cut_on = np.full(parcels, np.inf)
     if rng.random() < config.harvest_chance:
         ripe = rng.random(parcels) < rng.uniform(0.2, 0.8)
@@ -265,13 +270,17 @@ def draw_place(
         parcel=parcel,
         within=within.astype(np.float32),
         soil=fractal(rng, side, rng.uniform(1.0, 1.5), 3 / side),
+        texture=fractal(rng, side, rng.uniform(0.7, 1.3), 2.5 / side),
         shade=np.asarray(shade / shade.std(), np.float32),
         height=_rank(hills + 0.15 * fractal(rng, side, 1.2, 6 / side)),
         water=float(rng.uniform(0.01, 0.35) * (rng.random() < 0.6)),
+        reeds=float(rng.normal(0, 0.7)),
+        silt=float(rng.uniform(-2, 0.5)),
         relief=float(rng.choice([0.08, 0.2, 0.4], p=[0.5, 0.3, 0.2])),
-        crops=_sow(rng, parcels),
+        crops=dataclasses.replace(crops, usual=crops.fresh, fresh=crops.usual),
         cut_on=cut_on,
         rows=rng.integers(2, 12, parcels).astype(np.float32),
+        sideways=rng.random(parcels) < 0.5,
         real=real,
         realness=realness,
     )
