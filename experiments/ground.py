@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 
 from deepsum_jax import cli, figures, simulate
 from deepsum_jax.data.changing import ChangingGround, simulate_changing_scene
+from deepsum_jax.data.textures import robust_fit
 from deepsum_jax.scene import Scene
 
 WINDOW = 144  # HR pixels
@@ -63,24 +64,6 @@ class Statistics:
 
 
 # --- statistics ---------------------------------------------------------------------------------
-
-
-def robust_fit(values: np.ndarray, target: np.ndarray) -> tuple[float, float]:
-    """Gain and offset that bring most of `values` [n] to `target` [n]: least absolute deviations.
-
-    Changed ground must not tilt the line, so pixels far off it lose their say step by step.
-    """
-    gain, offset = 1.0, float(np.median(target) - np.median(values))
-    weights = np.ones(values.shape)
-    for _ in range(15):
-        mean_v, mean_t = np.average(values, weights=weights), np.average(target, weights=weights)
-        spread = np.average((values - mean_v) ** 2, weights=weights)
-        gain = float(np.average((values - mean_v) * (target - mean_t), weights=weights))
-        gain /= max(float(spread), 1e-12)
-        offset = float(mean_t - gain * mean_v)
-        miss = np.abs(gain * values + offset - target)
-        weights = 1 / np.maximum(miss, 1e-3 * target.std() + 1e-9)
-    return gain, offset
 
 
 def power_spectrum(image: np.ndarray, bins: int = 24) -> np.ndarray:
@@ -129,8 +112,14 @@ def compare_statistics(stacks: Sequence[Stack]) -> Statistics:
             agreement[kind].append(float(np.mean(miss < AGREES * target.std())))
     lr = [power_spectrum(s.frames[s.reference]) for s in stacks]
     hr = [power_spectrum(s.hr) for s in stacks]
-    of_frames = ({k: np.array(v) for k, v in d.items()} for d in (correlation, detail, agreement))
-    return Statistics(*of_frames, np.mean(lr, axis=0), np.mean(hr, axis=0))
+
+    def arrays(by_kind: dict[str, list[float]]) -> dict[str, np.ndarray]:
+        return {kind: np.array(values) for kind, values in by_kind.items()}
+
+    return Statistics(
+        arrays(correlation), arrays(detail), arrays(agreement),
+        np.mean(lr, axis=0), np.mean(hr, axis=0),
+    )  # fmt: skip
 
 
 # --- stacks -------------------------------------------------------------------------------------
@@ -307,7 +296,7 @@ def figure(
     bands = list(dict.fromkeys(band for _, band in statistics))
     heights = [3.2] * len(bands) + [2.1] * len(stacks)
     drawn = Figure(figsize=(15, sum(heights)), layout="constrained")
-    panels = iter(np.ravel(drawn.subfigures(len(heights), 1, height_ratios=heights)))
+    panels = iter(np.ravel(np.asarray(drawn.subfigures(len(heights), 1, height_ratios=heights))))
     for band in bands:
         _distributions(
             next(panels), band, {s: v for (s, of), v in statistics.items() if of == band}

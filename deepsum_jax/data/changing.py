@@ -137,7 +137,7 @@ def _frames(
         air = [bool(c < p) and n != reference for c, p in zip(chances, airs)]
         frames.append(
             _Frame(
-                *date, pose, blur, gain, float(offset), float(np.clip(spread, *config.noise)),
+                *date, pose, blur, gain, float(offset), min(max(spread, config.noise[0]), config.noise[1]),
                 (float(extra[0]), float(extra[1])), resampled, float(clouded[n]), *air,
             )
         )  # fmt: skip

@@ -140,19 +140,20 @@ class Place:
           day: after the reference's day, may be negative.
           flooded: water stands far above its usual level.
         """
-        invented = self._invented(year, day, flooded)
         if self.real is None:
-            return invented
-        # Invented change acts on real ground; a real year brings its own.
+            return self._invented(year, day, flooded)
         weight, blended = self.realness
         years = len(self.real) - 1
         date = self.real[1 + (year - 1) % years if year and years else 0]
-        ground = np.float32(weight) * date
-        if blended:
-            ground = ground + np.float32(blended) * invented
-        if not years and weight == 1:
-            ground = ground + np.float32(0.6) * (invented - self._invented(0, 0.0, False))
-        return np.asarray(ground, np.float32)
+        if weight < 1:
+            return np.asarray(weight * date + blended * self._invented(year, day, flooded))
+        # Real years bring their own change, and only what days do is invented; where there is
+        # but one real date, what years do is invented too.
+        usual = (year if years else 0, 0.0, False)
+        if (year, day, flooded) == usual:
+            return date
+        change = self._invented(year, day, flooded) - self._invented(*usual)
+        return np.asarray(date + np.float32(0.6) * change)
 
     def _year(self, year: int) -> tuple[Rng, float]:
         """Random numbers of a year, and how much it differs from the reference's, 0..1."""
@@ -259,7 +260,7 @@ def draw_place(
     real, realness = None, (0.0, 1.0)
     if textures and rng.random() < config.texture_chance:
         real = crop_texture(rng, textures, side, 2.0, config.years + 1)
-        weight = 1.0 if rng.random() < 0.6 else rng.uniform(0.5, 1)
+        weight = 1.0 if rng.random() < 0.6 else float(rng.uniform(0.5, 1))
         realness = (weight, float(np.sqrt(1 - weight**2)))
     return Place(
         key=tuple(key),

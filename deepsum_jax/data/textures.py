@@ -37,6 +37,27 @@ def check_textures(textures: Sequence[Any] | None) -> list[np.ndarray]:
     return checked
 
 
+def robust_fit(values: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    """Gain and offset that bring most of `values` to `target`: least absolute deviations.
+
+    Changed ground must not tilt the line, so pixels far off it lose their say step by step.
+
+    Args:
+      values, target: [n] each, floating.
+    """
+    gain, offset = 1.0, float(np.median(target) - np.median(values))
+    weights = np.ones(values.shape)
+    for _ in range(15):
+        mean_v, mean_t = np.average(values, weights=weights), np.average(target, weights=weights)
+        spread = np.average((values - mean_v) ** 2, weights=weights)
+        gain = float(np.average((values - mean_v) * (target - mean_t), weights=weights))
+        gain /= max(float(spread), 1e-12)
+        offset = float(mean_t - gain * mean_v)
+        miss = np.abs(gain * values + offset - target)
+        weights = 1 / np.maximum(miss, 1e-3 * target.std() + 1e-9)
+    return gain, offset
+
+
 def crop_texture(
     rng: np.random.Generator,
     textures: Sequence[np.ndarray],
@@ -57,8 +78,8 @@ def crop_texture(
       dates: at most so many of the texture's dates, in random order.
 
     Returns:
-      float32 [min(D, dates), side, side]; the first date is standardised, the others are in its
-      units.
+      float32 [min(D, dates), side, side]; the first date is standardised, and the others are
+      fitted to it robustly, so that exposure does not pass for change.
     """
     texture = textures[int(rng.integers(len(textures)))]
     chosen = rng.permutation(len(texture))[:dates]
@@ -81,4 +102,15 @@ def crop_texture(
     ])  # fmt: skip
     # A crop may be flat where its texture is not: a lake.
     deviation = max(float(enlarged[0].std()), 0.05 * float(texture[0].std()))
-    return np.asarray((enlarged - enlarged[0].mean()) / deviation, np.float32)
+    ground = np.asarray((enlarged - enlarged[0].mean()) / deviation, np.float32)
+    wanted = ground[0, ::5, ::5].ravel()
+    for date in ground[1:]:
+        gain, offset = robust_fit(date[::5, ::5].ravel(), wanted)
+        # Little in common makes a fitted gain small: a year keeps its contrast, inverted or not.
+        limited = float(np.clip(gain, 0.7, 1.5))
+        date *= np.float32(limited)
+        # Least deviations of what is left: the median.
+        date += np.float32(
+            offset if limited == gain else np.median(wanted - date[::5, ::5].ravel())
+        )
+    return ground
