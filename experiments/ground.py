@@ -179,8 +179,8 @@ def read_naip(folder: Path) -> np.ndarray:
     for path in paths:
         with rasterio.open(path) as source:
             dates.append(source.read()[:, :, :COLUMNS])
-    height = min(d.shape[1] for d in dates)
-    return np.stack([d[:, :height] for d in dates])
+    height, width = (min(d.shape[axis] for d in dates) for axis in (1, 2))
+    return np.stack([d[:, :height, :width] for d in dates])
 
 
 def _degrade(image: np.ndarray) -> np.ndarray:

@@ -64,7 +64,8 @@ def _log_uniform(rng: Rng, pair: tuple[float, ...]) -> float:
 
 def _dates(rng: Rng, count: int, config: ChangingGround) -> list[tuple[int, float, bool]]:
     """Year, day and flood of frames beside the reference: looks (year 0) and other years."""
-    share = rng.uniform(*config.looks)
+    least, most = config.looks
+    share = rng.uniform(least, most)
     # So few years that a stack may hold several looks at another year than the reference's.
     years = int(rng.integers(1, config.years + 1))
     dates = []
@@ -132,12 +133,12 @@ def _frames(
         # Gains turn about the scene's level, as if offsets had been fitted.
         offset = apart * config.offset_sigma * drawn[1] + level * (1 - gain)
         extra = rng.uniform(-0.5, 0.5, 2) if resampled else np.zeros(2)
-        spread = float(rng.uniform(0.8, 1.25)) * noise
+        spread = min(max(float(rng.uniform(0.8, 1.25)) * noise, config.noise[0]), config.noise[1])
         airs = (config.haze_chance, config.thin_cloud_chance, config.shadow_chance)
         air = [bool(c < p) and n != reference for c, p in zip(chances, airs)]
         frames.append(
             _Frame(
-                *date, pose, blur, gain, float(offset), min(max(spread, config.noise[0]), config.noise[1]),
+                *date, pose, blur, gain, float(offset), spread,
                 (float(extra[0]), float(extra[1])), resampled, float(clouded[n]), *air,
             )
         )  # fmt: skip

@@ -258,9 +258,10 @@ def draw_place(
         ripe = rng.random(parcels) < rng.uniform(0.2, 0.8)
         cut_on[ripe] = rng.uniform(-_HARVEST_DAYS, _HARVEST_DAYS, int(ripe.sum()))
     real, realness = None, (0.0, 1.0)
-    if textures and rng.random() < config.texture_chance:
-        real = crop_texture(rng, textures, side, 2.0, config.years + 1)
-        weight = 1.0 if rng.random() < 0.6 else float(rng.uniform(0.5, 1))
+    chance = np.random.default_rng([*key, 1, 1])  # of its own: textures leave all else as it is
+    if textures and chance.random() < config.texture_chance:
+        real = crop_texture(chance, textures, side, 2.0, config.years + 1)
+        weight = 1.0 if chance.random() < 0.6 else float(chance.uniform(0.5, 1))
         realness = (weight, float(np.sqrt(1 - weight**2)))
     return Place(
         key=tuple(key),
