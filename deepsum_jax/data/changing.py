@@ -211,7 +211,8 @@ def _record(rng: Rng, radiance: np.ndarray, frame: _Frame, count: int, level: fl
 
 def _margin(config: ChangingGround) -> int:
     """Samples of ground around a scene: the greatest shift, padding, and the sensor's reach."""
-    far = config.max_shift + optics.PAD + 1 + 4 * config.psf_sigma[1]
+    turned = 2 * config.lr_size * (config.rotation_sigma + config.scale_sigma)
+    far = config.max_shift + optics.PAD + 1 + 4 * config.psf_sigma[1] + turned
     return int(np.ceil(_FINE * config.scale * far))
 
 
