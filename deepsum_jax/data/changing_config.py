@@ -46,14 +46,14 @@ class ChangingGround(Section):
     hr_psf_sigma: float = 0.3  # HR pixels, likewise, 0.1..1
     noise: tuple[float, ...] = (3.0, 40.0)  # counts, deviation at the scene's level, 0..500
     hr_noise: float = 0.0  # counts, 0..500
-    contrast: tuple[float, ...] = (500.0, 2200.0)  # counts, deviation of the ground, 10..4000
+    contrast: tuple[float, ...] = (500.0, 2800.0)  # counts, deviation of the ground, 10..4000
     gain_sigma: float = 0.02  # relative, between looks; five times that between years, 0..0.1
     offset_sigma: float = 50.0  # counts, between looks; five times that between years, 0..500
     resampled_chance: float = 0.4  # that a scene's frames were resampled once, cubic, 0..1
 
     # Where frames lie.
     exact_chance: float = 0.1  # that all frames of a scene lie on one grid, 0..1
-    shift_sigma: tuple[float, ...] = (0.08, 0.8)  # LR pixels, per axis, 0..3
+    shift_sigma: tuple[float, ...] = (0.15, 0.8)  # LR pixels, per axis, 0..3
     max_shift: float = 3.0  # LR pixels, per axis, 0..8
     outlier_fraction: float = 0.02  # of frames shifted anywhere within max_shift, 0..1
     rotation_sigma: float = 2e-4  # radians, 0..0.002
