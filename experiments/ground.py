@@ -210,7 +210,7 @@ def naip_stacks(dates: np.ndarray, band: str) -> list[Stack]:
             continue
         frames = np.stack([_degrade(image) for image in hr])
         frames += 10 * rng.standard_normal(frames.shape)
-        present = scipy.ndimage.binary_erosion(hr > 0, np.ones((1, 9, 9)), border_value=1)
+        present = scipy.ndimage.binary_erosion(hr > 0, np.ones((1, 9, 9), bool), border_value=1)
         years = np.arange(len(images)) != reference
         masks = present[:, 1::SCALE, 1::SCALE]
         stacks.append(Stack(frames, masks, reference, hr[reference], years))
