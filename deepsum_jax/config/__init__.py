@@ -1,5 +1,6 @@
 """The configuration: its machinery, the knobs, and the presets."""
 
+from deepsum_jax.config.ground import ChangingGround as ChangingGround
 from deepsum_jax.config.knobs import NORMALIZATIONS as NORMALIZATIONS
 from deepsum_jax.config.knobs import Backend as Backend
 from deepsum_jax.config.knobs import Compute as Compute
