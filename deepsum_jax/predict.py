@@ -162,8 +162,8 @@ def predict(
       stack: [T, h, w] or [T, h, w, C], T ≥ 1, any real dtype, raw units as in training. C is the
         bundle's, or the bundle has one channel and bands run one by one.
       masks: [T, h, w], bool or 0/1, True = reliable, shared by the bands; None trusts all pixels.
-        What they hide still counts in the network's statistics, as clouds did in training, but
-        not where it is no measurement (see `prepare.fill_hidden`): NaN, or a no-data value.
+        What they hide has no say, except in networks trained as published, which saw clouds
+        (`ModelConfig.hidden`); NaN and no-data values have none there either.
       reference: frame whose grid the image lies on: "clearest" (the earliest of a tie), "first"
         or an index; by default as in training, which is the clearest unless set otherwise.
       return_details: return a `Prediction` instead of the image alone.

@@ -5,6 +5,7 @@ from deepsum_jax.config.knobs import NORMALIZATIONS as NORMALIZATIONS
 from deepsum_jax.config.knobs import Backend as Backend
 from deepsum_jax.config.knobs import Compute as Compute
 from deepsum_jax.config.knobs import DataConfig as DataConfig
+from deepsum_jax.config.knobs import Hidden as Hidden
 from deepsum_jax.config.knobs import ModelConfig as ModelConfig
 from deepsum_jax.config.knobs import Normalization as Normalization
 from deepsum_jax.config.knobs import SimulationConfig as SimulationConfig

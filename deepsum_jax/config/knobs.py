@@ -59,6 +59,9 @@ class Compute(Section):
 _COMPUTE = tuple(f.name for f in dataclasses.fields(Compute))
 
 
+Hidden = Literal["published", "filled"]
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Section):
     """The network. `ModelConfig()` is the reference network for PROBA-V NIR.
@@ -84,6 +87,7 @@ class ModelConfig(Section):
     mask_alignment: Literal["filters", "shifts"] = "filters"  # how masks reach frame 0's grid
     mask_threshold: float = 0.9  # a filtered mask is reliable from this fraction on, (0, 1]
     residual_init: Literal["glorot", "zeros"] = "glorot"  # FusionNet's last layer
+    hidden: Hidden = "published"  # what stands under masks; see `data.fill`
     psf_sigma: float = 0.37  # LR pixels, 0–2, of the Gaussian that IBP takes the sensor to have
     normalization: Normalization = Normalization()
     options: Settings = Settings()  # of the system; left out, they take its defaults

@@ -26,7 +26,7 @@ _DEMO_STAGE = StageConfig(
     batch_size=8, schedule="cosine", warmup_steps=20, clip_norm=1.0, checkpoint_every=100
 )
 DEMO = TrainConfig(
-    model=ModelConfig(features=24, sisrnet_layers=4, residual_init="zeros"),
+    model=ModelConfig(features=24, sisrnet_layers=4, residual_init="zeros", hidden="filled"),
     data=DataConfig(
         patch_size=42,
         patches_per_scene=40,
@@ -46,7 +46,12 @@ _TINY_STAGE = StageConfig(
 )
 TINY = TrainConfig(
     model=ModelConfig(
-        num_frames=3, features=4, filter_size=5, sisrnet_layers=2, residual_init="zeros"
+        num_frames=3,
+        features=4,
+        filter_size=5,
+        sisrnet_layers=2,
+        residual_init="zeros",
+        hidden="filled",
     ),
     data=DataConfig(patch_size=24, patches_per_scene=4, augment=True, max_shift=2),
     simulation=SimulationConfig(scenes=4, test_scenes=2, lr_size=16, min_frames=5, max_frames=6),

@@ -21,7 +21,7 @@ from deepsum_jax.data import kelvins
 from deepsum_jax.data.prepare import PreparedScene, SceneSkipped, prepare_scene
 from deepsum_jax.data.resample import upsample
 
-_CACHE_FORMAT = 3
+_CACHE_FORMAT = 4
 
 
 def split(names: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
@@ -95,7 +95,7 @@ def _cached(
     settings = {
         "format": _CACHE_FORMAT,
         "scene": [folder.name, folder.band, print_, _given_reference(folder.path, data)],
-        "model": [model.num_frames, model.scale, model.channels],
+        "model": [model.num_frames, model.scale, model.channels, model.hidden],
         "data": {
             k: v
             for k, v in data.to_dict().items()

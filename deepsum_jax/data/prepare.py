@@ -13,7 +13,7 @@ import numpy as np
 
 from deepsum_jax.config import DataConfig, ModelConfig
 from deepsum_jax.data import resample
-from deepsum_jax.data.fill import fill_hidden
+from deepsum_jax.data.fill import fill, fill_hidden, without_outliers
 from deepsum_jax.data.frames import reference_first, reference_frame
 from deepsum_jax.data.registration import register_frames
 from deepsum_jax.data.scene import Scene, with_channels
@@ -119,14 +119,14 @@ def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> Prepare
         if not keep[reference]:
             raise SceneSkipped(f"its {data.reference} frame cannot serve as reference")
         reference = int(keep[:reference].sum())
-    lr, masks = fill_hidden(lr[keep], scene.masks[keep]), scene.masks[keep]
+    lr, masks = fill(lr[keep], scene.masks[keep], model.hidden), scene.masks[keep]
     if len(lr) < model.num_frames:
         raise SceneSkipped(f"{len(lr)} usable frames, {model.num_frames} needed")
     order = reference_first(masks, reference)
     lr, masks = lr[order], masks[order]
     shifts = register_frames(
         resample.upsample(lr, model.scale),
-        resample.nearest_upsample(masks, model.scale),
+        resample.nearest_upsample(without_outliers(lr, masks), model.scale),
         data.registration,
     )
     keep = np.abs(shifts).max(axis=1) <= data.max_shift

@@ -6,7 +6,7 @@ import numpy as np
 
 from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.data import resample
-from deepsum_jax.data.fill import fill_hidden
+from deepsum_jax.data.fill import fill_hidden, without_outliers
 from deepsum_jax.data.registration import register_frames
 from deepsum_jax.systems.system import Params, Stack, SuperResolved, System, equal_weights
 
@@ -44,19 +44,23 @@ def filled_mean(images: np.ndarray, clear: np.ndarray) -> np.ndarray:
     return np.where(fill[..., None], donor, images).mean(axis=0)
 
 
-def registered_mean(images: np.ndarray, masks: np.ndarray, scale: int) -> np.ndarray:
+def registered_mean(
+    images: np.ndarray, lr: np.ndarray, masks: np.ndarray, scale: int
+) -> np.ndarray:
     """Mean of upsampled frames, registered on frame 0 by masked integer cross-correlation and
     filled (see `filled_mean`).
 
     Args:
       images: [N, r·h, r·w, C], finite, frame 0 the reference.
+      lr: [N, h, w, C], the frames that they were made of.
       masks: [N, h, w] bool, True = reliable.
       scale: r.
 
     Returns:
       [r·h, r·w, C].
     """
-    shifts = register_frames(images, resample.nearest_upsample(masks, scale))
+    likely = resample.nearest_upsample(without_outliers(lr, masks), scale)
+    shifts = register_frames(images, likely)
     return filled_mean(*on_grid(images, masks, shifts, scale))
 
 
@@ -71,7 +75,8 @@ def bicubic_mean(lr: np.ndarray, masks: np.ndarray, scale: int) -> np.ndarray:
     Returns:
       float32 [r·h, r·w, C], raw.
     """
-    return registered_mean(resample.upsample(fill_hidden(lr, masks), scale), masks, scale)
+    frames = fill_hidden(lr, masks)
+    return registered_mean(resample.upsample(frames, scale), frames, masks, scale)
 
 
 def super_resolve(

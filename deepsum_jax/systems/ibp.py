@@ -24,10 +24,10 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, overload
 
 import numpy as np
-import scipy.ndimage
 
 from deepsum_jax.config import Compute, ModelConfig, Section
 from deepsum_jax.data import resample
+from deepsum_jax.data.fill import fill_hidden, without_outliers
 from deepsum_jax.data.registration import register_frames
 from deepsum_jax.data.scene import check_stack
 from deepsum_jax.data.sensor import PSF_SIGMA, Sensor, check_parameters, make_sensor
@@ -37,6 +37,8 @@ from deepsum_jax.systems.system import Params, Stack, SuperResolved, System, equ
 _OVERLAP = 16  # pixels in common, the fewest that tell two frames' contrast or shift
 _REFINEMENTS = 3  # Gauss-Newton steps; further ones move shifts by less than 0.01 HR pixels
 _DELTA = 0.5  # HR pixels, of the difference quotients
+_MATCHES = 3  # fits of brightness and contrast, each without the outliers of the one before
+_OUTLIER = 6  # robust deviations from a fit, from which on a pixel has no part in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,36 +67,49 @@ class BackProjection(NamedTuple):
 
 
 def _levels(lr: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Means of each frame's reliable pixels, float64 [N, C]; 0 for a frame without any."""
-    return np.stack(
-        [
-            frame[mask].mean(axis=0, dtype=np.float64) if mask.any() else np.zeros(lr.shape[-1])
-            for frame, mask in zip(lr, masks)
-        ]
-    )
+    """Medians of each frame's reliable pixels, float64 [N, C]; the clearest frame's for a frame
+    without any."""
+    clear = masks.sum(axis=(1, 2))
+    shown = [n if clear[n] else int(clear.argmax()) for n in range(len(lr))]
+    return np.stack([np.median(lr[n][masks[n]].astype(np.float64), axis=0) for n in shown])
 
 
-def _without_hidden(frames: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Frames [N, h, w, C] whose hidden pixels take the value of the nearest reliable one.
+def _spread(x: np.ndarray) -> np.ndarray:
+    """Robust deviation of values [pixels, …]: of the median absolute deviation."""
+    return 1.4826 * np.median(np.abs(x - np.median(x, axis=0)), axis=0)
 
-    Upsampling would carry what lies under a mask over its border. A frame without a reliable
-    pixel is left as it is.
+
+def _match_values(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Gain and offset that give values b [pixels] the brightness and contrast of a.
+
+    From means and deviations: a least-squares gain would come out too small, for there is noise
+    in both. Pixels that the match does not explain are left out of it and it is made anew, so that
+    a hot pixel, or ground that differs, does not change the rest.
     """
-    out = frames.copy()
-    for n in np.flatnonzero(masks.any(axis=(1, 2)) & ~masks.all(axis=(1, 2))):
-        nearest = scipy.ndimage.distance_transform_edt(
-            ~masks[n], return_distances=False, return_indices=True
-        )
-        out[n] = out[n][tuple(nearest)]
-    return out
+    used = np.ones(len(a), bool)
+    gain, offset = 1.0, float(np.median(a) - np.median(b))
+    wide = _spread(a), _spread(b)
+    if min(wide) > 0:
+        gain = float(wide[0] / wide[1])
+        offset = float(np.median(a) - gain * np.median(b))
+    for _ in range(_MATCHES):
+        error = a - gain * b - offset
+        limit = _OUTLIER * _spread(error)
+        used = np.abs(error - np.median(error)) <= limit if limit > 0 else np.ones(len(a), bool)
+        if used.sum() < _OVERLAP:
+            break
+        x, y = a[used], b[used]
+        mean_x, mean_y, std_x, std_y = x.mean(), y.mean(), x.std(), y.std()
+        # Frames that show different things, or nothing, do not tell their contrast.
+        alike = ((x - mean_x) * (y - mean_y)).mean() > 0.5 * std_x * std_y
+        gain = float(std_x / std_y) if alike else 1.0
+        offset = float(mean_x - gain * mean_y)
+    return gain, offset
 
 
 def _match(images: np.ndarray, clear: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gains and offsets [N, C] that give frames the reference's brightness and contrast.
-
-    From means and deviations over the pixels [N, H, W] that a frame and the reference both show.
-    A least-squares gain would come out too small, for there is noise in both.
-    """
+    """Gains and offsets [N, C] that give frames the reference's brightness and contrast, from the
+    pixels [N, H, W] that a frame and the reference both show."""
     gains = np.ones((len(images), images.shape[-1]))
     offsets = np.zeros_like(gains)
     for n in range(1, len(images)):
@@ -102,14 +117,25 @@ def _match(images: np.ndarray, clear: np.ndarray) -> tuple[np.ndarray, np.ndarra
         if both.sum() < _OVERLAP:
             continue
         a, b = (x[both].astype(np.float64) for x in (images[0], images[n]))  # [pixels, C]
-        mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
-        std_a, std_b = a.std(axis=0), b.std(axis=0)
-        covariance = ((a - mean_a) * (b - mean_b)).mean(axis=0)
-        # Frames that show different things, or nothing, do not tell their contrast.
-        alike = covariance > 0.5 * std_a * std_b
-        gains[n] = np.where(alike, std_a / np.where(alike, std_b, 1), 1)
-        offsets[n] = mean_a - gains[n] * mean_b
+        for c in range(a.shape[-1]):
+            gains[n, c], offsets[n, c] = _match_values(a[:, c], b[:, c])
     return gains, offsets
+
+
+def _fit(columns: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Least-squares coefficients of columns [pixels, K] beside a constant, without outliers."""
+    used = np.ones(len(values), bool)
+    for _ in range(2):
+        centre = columns[used].mean(axis=0), values[used].mean()  # the constant's part
+        a, b = columns[used] - centre[0], values[used] - centre[1]
+        coefficients = np.linalg.lstsq(a.T @ a, a.T @ b, rcond=None)[0]
+        error = values - centre[1] - (columns - centre[0]) @ coefficients
+        limit = _OUTLIER * _spread(error)
+        within = np.abs(error - np.median(error)) <= limit
+        if not limit or within.sum() < _OVERLAP or within.all():
+            break
+        used = within
+    return coefficients
 
 
 def _refine(
@@ -141,8 +167,7 @@ def _refine(
         ]
         slopes = [(views[0] - views[1]) / (2 * _DELTA), (views[2] - views[3]) / (2 * _DELTA)]
         columns = np.stack([*slopes, sensor.observe(reference)[seen]], axis=1).astype(np.float64)
-        columns -= columns.mean(axis=0)  # the offset's part
-        *move, gain = np.linalg.lstsq(columns.T @ columns, columns.T @ frame[seen], rcond=None)[0]
+        *move, gain = _fit(columns, frame[seen].astype(np.float64))
         if gain <= 0:
             return shift
         found += np.array(move) / gain
@@ -269,13 +294,15 @@ def ibp(
     # Each frame about its own level: float32 then holds the contrast of any brightness.
     levels = _levels(lr, masks)  # [N, C]
     centred = np.where(masks[..., None], lr, 0) - levels[:, None, None]
-    frames = _without_hidden(centred.astype(np.float32), masks)
-    images = resample.upsample(frames, scale)  # [N, H, W, C]
+    frames = fill_hidden(centred, masks)
+    tame = without_outliers(centred, masks)
+    likely = frames if (tame == masks).all() else fill_hidden(centred, tame)
+    images = resample.upsample(likely, scale)  # [N, H, W, C]
     if shifts is None:
-        shifts = _register(frames, images, masks, scale, psf_sigma)
+        shifts = _register(likely, images, tame, scale, psf_sigma)
     shifts = np.asarray(shifts, np.float64)
 
-    images, clear = on_grid(images, masks, np.rint(shifts).astype(int), scale)
+    images, clear = on_grid(images, tame, np.rint(shifts).astype(int), scale)
     gains, offsets = _match(images, clear)
     gain, offset = (x[:, None, None].astype(np.float32) for x in (gains, offsets))
     sensors = [make_sensor(lr.shape[1:3], s, scale, psf_sigma) for s in shifts]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepsum_jax.config import Compute, ModelConfig
-from deepsum_jax.data.fill import fill_hidden
+from deepsum_jax.data.fill import fill
 from deepsum_jax.model.graph import GraphOptions
 from deepsum_jax.model.sisrnet import SISRNet
 from deepsum_jax.systems.bicubic_mean import registered_mean
@@ -27,16 +27,16 @@ def param_shapes(config: ModelConfig) -> Any:
 
 def one_frame(params: Params, stack: Stack, config: ModelConfig, compute: Compute) -> SuperResolved:
     """The reference frame alone."""
-    lr = fill_hidden(stack.lr, stack.masks)[0]
+    lr = fill(stack.lr, stack.masks, config.hidden)[0]
     image = sisr_image(params, lr, config, compute)
     return SuperResolved(image, np.eye(len(stack.lr), dtype=np.float32)[0])
 
 
 def mean(params: Params, stack: Stack, config: ModelConfig, compute: Compute) -> SuperResolved:
     """Mean of every frame's own super-resolved image, registered on frame 0."""
-    frames = fill_hidden(stack.lr, stack.masks)
+    frames = fill(stack.lr, stack.masks, config.hidden)
     images = np.stack([sisr_image(params, frame, config, compute) for frame in frames])
-    image = registered_mean(images, stack.masks, config.scale)
+    image = registered_mean(images, frames, stack.masks, config.scale)
     return SuperResolved(image, equal_weights(len(frames)))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from deepsum_jax import units
 from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.data import resample
-from deepsum_jax.data.fill import fill_hidden
+from deepsum_jax.data.fill import fill, without_outliers
 from deepsum_jax.data.inputs import Inputs, make_inputs, needs_shifts, upsampled_masks
 from deepsum_jax.data.prepare import PreparedScene
 from deepsum_jax.data.registration import MaskedCorrelation, register_frames
@@ -101,11 +101,12 @@ def make_windows(stack: Stack, config: ModelConfig) -> Windows:
         members: tuple[tuple[int, ...], ...] = ((*range(count), *[0] * (size - count)),)
     else:
         members = tuple(tuple(range(n, n + size)) for n in range(count - size + 1))
-    frames = fill_hidden(stack.lr, stack.masks)
+    frames = fill(stack.lr, stack.masks, config.hidden)
     shifts = None
     if needs_shifts(config):
         upsampled = resample.upsample(frames, config.scale)
-        shifts = register_frames(upsampled, upsampled_masks(stack.masks, config.scale))
+        likely = without_outliers(frames, stack.masks)
+        shifts = register_frames(upsampled, upsampled_masks(likely, config.scale))
     return Windows(members, frames, stack.masks, shifts)
 
 
