@@ -20,8 +20,9 @@ from deepsum_jax import cli
 from deepsum_jax.bundle import Bundle, load_params
 from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.data import kelvins
-from deepsum_jax.data.frames import MAX_FRAMES, reference_frame, select_frames
+from deepsum_jax.data.frames import MAX_FRAMES, reference_frame
 from deepsum_jax.data.scene import check_stack, with_channels
+from deepsum_jax.data.serving import choose_frames
 from deepsum_jax.data.stackfile import check_output, read_input, write_output
 from deepsum_jax.systems.system import Stack, SuperResolved
 from deepsum_jax.systems.table import parameterless, system_of
@@ -152,7 +153,8 @@ def predict(
 ) -> np.ndarray | Prediction:
     """Super-resolves a stack of images of one place.
 
-    Any number of frames will do. Frames are taken by clearance (see `select_frames`). With more
+    Any number of frames will do. Frames are taken by clearance (see `select_frames`), but for those
+    that cannot serve, which are left out with a warning (see `data.serving`). With more
     than the network's N, a window of N moves by one frame, each window's image is registered on
     the first by whole pixels, and the images are averaged (slides, "Testing with more images");
     with fewer, the clearest is repeated.
@@ -177,8 +179,8 @@ def predict(
     Raises:
       TypeError: not a bundle, or not an array of real numbers.
       ValueError: a wrong rank or shape, no frame, non-finite values that the masks call reliable,
-        no reliable pixel at all, another number of channels, frames too small for the network, or
-        a bundle without all parts of the network.
+        no reliable pixel at all, a `reference=k` that cannot serve, another number of channels,
+        frames too small for the network, or a bundle without all parts of the network.
     """
     check_predictor(params)
     lr, clear = check_stack(stack, masks)
@@ -196,12 +198,13 @@ def predict(
         )
     if max_frames is not None and (not isinstance(max_frames, (int, np.integer)) or max_frames < 1):
         raise ValueError(f"max_frames: found {max_frames!r}, expected a whole number above 0")
-    kept = select_frames(
-        clear,
-        config.num_frames,
-        _reference_index(reference, len(frames), params.info.reference),
-        max_frames,
-    )
+    index = _reference_index(reference, len(frames), params.info.reference)
+    reach = system_of(config).reach(config, min(frames.shape[1:3]))
+    explicit = isinstance(reference, (int, np.integer))
+    chosen = choose_frames(frames, clear, config.num_frames, index, max_frames, reach, explicit)
+    for line in chosen.warnings():
+        warnings.warn(line, UserWarning, stacklevel=2)
+    kept = chosen.kept
     if params.params:
         _warn_if_unlike_training(frames, clear, config)
     if channels == frames.shape[-1]:

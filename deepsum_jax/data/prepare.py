@@ -111,7 +111,8 @@ def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> Prepare
         )
     if not scene.hr_mask.any():
         raise SceneSkipped("HR has no reliable pixel")
-    keep = np.asarray(scene.masks.any(axis=(1, 2)))
+    # A frame of one value shows nothing.
+    keep = np.array([m.any() and np.ptp(f[m]) > 0 for f, m in zip(lr, scene.masks)])
     if data.max_value:
         keep &= ~(lr > data.max_value).any(axis=(1, 2, 3))
     reference = reference_frame(scene, data.reference)

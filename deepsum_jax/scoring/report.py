@@ -41,6 +41,8 @@ def report(summary: Mapping[str, Any], rows: int = 40) -> str:
         lines.append(scored(label, "", means["n"], means))
         if means["cpsnr_not_finite"]:
             lines.append(f"{means['cpsnr_not_finite']} of {means['n']} scenes have no finite cPSNR")
+    remarks = [f"{s['name']}: {r}" for s in summary["scenes"] for r in s.get("remarks", ())]
+    lines += remarks[:rows]
     for name, over in summary["over"].items():
         if over is not None:
             lines.append(

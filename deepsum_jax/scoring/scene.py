@@ -15,9 +15,10 @@ from deepsum_jax.bundle import Bundle
 from deepsum_jax.config import Compute
 from deepsum_jax.data import kelvins, resample
 from deepsum_jax.data.fill import fill_hidden
-from deepsum_jax.data.frames import reference_frame, select_frames
+from deepsum_jax.data.frames import reference_frame
 from deepsum_jax.data.registration import register_frames
 from deepsum_jax.data.scene import Scene, with_channels
+from deepsum_jax.data.serving import choose_frames
 from deepsum_jax.model import ops
 from deepsum_jax.predict import super_resolve
 from deepsum_jax.scoring.company import COMPANY, company
@@ -41,6 +42,7 @@ class SceneScore:
     # [n, 2, 2]: frames × (the system's filters, integer cross-correlation) × (y, x)
     shift_errors: np.ndarray | None = None
     filters_by: str = ""  # who proposed the system's filters
+    remarks: tuple[str, ...] = ()  # frames that were left out or replaced, and why
     # "LR", the alternatives by name, "SR", "HR": [H, W], and "mask"
     images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -146,7 +148,9 @@ def evaluate_scene(
         nothing = dict.fromkeys(COMPANY, nan)
         return SceneScore(scene.name, scene.band, 0, nan, nan, nothing, scene.norm, shape, label)
     reference = reference_frame(scene, bundle.info.reference)
-    kept = select_frames(scene.masks, config.num_frames, reference, max_frames)
+    reach = system_of(config).reach(config, min(lr.shape[1:3]))
+    chosen = choose_frames(lr, scene.masks, config.num_frames, reference, max_frames, reach)
+    kept = chosen.kept
     stack = Stack(lr[kept], scene.masks[kept])
     result = super_resolve(bundle, stack, compute)
     cpsnr, cssim = _score_image(result.image, scene, border)
@@ -167,5 +171,5 @@ def evaluate_scene(
     }
     return SceneScore(
         scene.name, scene.band, len(kept), cpsnr, cssim, scores, scene.norm, shape, label,
-        errors, result.filters_by, images,
+        errors, result.filters_by, tuple(chosen.warnings()), images,
     )  # fmt: skip

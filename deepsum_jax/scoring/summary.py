@@ -86,6 +86,7 @@ def summarize(scores: Sequence[SceneScore], split: str) -> dict[str, Any]:
             **{name: _plain(value) for name, value in s.company.items()},
             "norm": s.norm,
             "score": _plain(s.score),
+            **({"remarks": list(s.remarks)} if s.remarks else {}),
         }
         for s in scores
     ]

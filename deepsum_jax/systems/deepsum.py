@@ -94,6 +94,11 @@ def param_shapes(config: ModelConfig) -> Any:
     return {name: shapes[name] for name in END_TO_END.trains if name in shapes}
 
 
+def reach(config: ModelConfig, side: int) -> float:
+    """That of the filters, LR pixels, to the nearest whole one."""
+    return round(config.filter_size // 2 / config.scale)
+
+
 def super_resolve(
     params: Params, stack: Stack, config: ModelConfig, compute: Compute
 ) -> SuperResolved:
@@ -160,5 +165,6 @@ DEEPSUM = System(
     stage_shapes=lambda config: {"sisr_head": head_shapes(config)},
     zeroed=(("fusionnet", "conv_out"),),
     super_resolve=super_resolve,
+    reach=reach,
     work=work,
 )

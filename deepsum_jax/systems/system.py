@@ -85,6 +85,7 @@ class System:
       param_shapes: shapes of its parameters by sub-tree, as `jax.ShapeDtypeStruct`s.
       stage_shapes: those of sub-trees that only its stages have.
       zeroed: (sub-tree, layer) whose kernels start at zero with `residual_init="zeros"`.
+      reach: (config, frames' smaller side) → how far it registers frames, LR pixels.
       work: nominal operations on a scene of so many frames, of [H, W] upsampled pixels.
     """
 
@@ -96,6 +97,7 @@ class System:
     param_shapes: Callable[[ModelConfig], Any] = lambda model: {}
     stage_shapes: Callable[[ModelConfig], Any] = lambda model: {}
     zeroed: tuple[tuple[str, str], ...] = ()
+    reach: Callable[[ModelConfig, int], float] = lambda model, side: side // 4
     work: Callable[[ModelConfig, int, int, int], float] = lambda model, height, width, frames: 0.0
 
 
