@@ -252,6 +252,8 @@ class Chosen(NamedTuple):
             for n, reason in self.serving.left_out.items()
             if reason != "no reliable pixel"  # its mask says so
         }
+        if self.serving.replaced is not None:
+            named.pop(self.serving.replaced[0], None)
         if named:
             lines.append(
                 "left out: " + ", ".join(f"frame {n} ({why})" for n, why in sorted(named.items()))
