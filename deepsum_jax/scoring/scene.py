@@ -54,7 +54,7 @@ class SceneScore:
         return self.norm / self.cpsnr if self.cpsnr else math.inf
 
 
-def _score_image(image: np.ndarray, scene: Scene, border: int) -> tuple[float, float]:
+def score_image(image: np.ndarray, scene: Scene, border: int) -> tuple[float, float]:
     """cPSNR and cSSIM; NaN without a reliable HR pixel, the worst there is for an image that is
     not finite where HR is reliable."""
     assert scene.hr is not None and scene.hr_mask is not None
@@ -153,10 +153,10 @@ def evaluate_scene(
     kept = chosen.kept
     stack = Stack(lr[kept], scene.masks[kept])
     result = super_resolve(bundle, stack, compute)
-    cpsnr, cssim = _score_image(result.image, scene, border)
+    cpsnr, cssim = score_image(result.image, scene, border)
     others = company(stack, config.scale, config.psf_sigma)
     scores = {
-        name: nan if image is None else _score_image(image, scene, border)[0]
+        name: nan if image is None else score_image(image, scene, border)[0]
         for name, image in others.items()
     }
     errors = None
