@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from deepsum_jax import Compute, DeepSUM, ModelConfig, losses
+from deepsum_jax.config import Backend
 from deepsum_jax.model.deepsum import Output
 from deepsum_jax.model.layers import apply
 from deepsum_jax.systems.table import init_params
@@ -148,3 +149,63 @@ def test_registered_masks_are_used_as_they_are() -> None:
 def test_shapes_are_checked(images: tuple[int, ...], masks: tuple[int, ...], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         _run(_params(CONFIG), np.zeros(images), np.zeros(masks, bool))
+
+
+# --- plain definitions
+
+
+def test_formulations_agree() -> None:
+    """The whole network and its gradient: plain definitions and each platform's formulations."""
+    images, masks = _stacks()
+    hr, clear = jnp.asarray(images[:, 0]), jnp.asarray(masks[:, 0])
+    params = _params(CONFIG)
+
+    def evaluate(backend: Backend) -> Any:
+        compute = dataclasses.replace(COMPUTE, backend=backend)
+
+        def loss(params: Any) -> tuple[jax.Array, Output]:
+            out = _run(params, images, masks, compute=compute)
+            return losses.registered_mse(out.sr, hr, clear, border=1).sum(), out
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    plain = evaluate("plain")
+    others: tuple[Backend, ...] = ("cpu", "accelerator", "auto")
+    for backend in others:
+        for a, b in zip(jax.tree.leaves(evaluate(backend)), jax.tree.leaves(plain), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("inpainting", ["after_registration", "before_registration", "none"])
+def test_forward_derivatives(inpainting: Any) -> None:
+    """Of the plain definitions, by parameters and images at once: as differences and the adjoint
+    have them."""
+    config = dataclasses.replace(CONFIG, inpainting=inpainting)
+    images, masks = _stacks()
+    rng = np.random.default_rng(1)
+    at = _params(config), images
+    direction = jax.tree.map(lambda x: rng.standard_normal(x.shape) * 0.1, at)
+    weights = rng.standard_normal((2, 10, 10, 1))
+    compute = dataclasses.replace(COMPUTE, backend="plain")
+
+    # Registered masks: those that filters align jump where a pixel meets the threshold.
+    @jax.jit
+    def sr(params: Any, images: Any) -> jax.Array:
+        return _run(params, images, masks, True, config, compute).sr
+
+    _, slope = jax.jit(lambda at, direction: jax.jvp(sr, at, direction))(at, direction)
+    _, pull = jax.vjp(sr, *at)
+    adjoint = pull(jnp.asarray(weights))
+    along = sum(
+        float(np.sum(np.asarray(g) * d))
+        for g, d in zip(jax.tree.leaves(adjoint), jax.tree.leaves(direction), strict=True)
+    )
+    assert np.sum(np.asarray(slope) * weights) == pytest.approx(along, rel=1e-9)
+    step = 1e-6  # few values cross the activation's kink within it
+    ends = [
+        np.asarray(sr(*jax.tree.map(lambda x, d, s=s: x + s * d, at, direction)))
+        for s in (step, -step)
+    ]
+    difference = (ends[0] - ends[1]) / (2 * step)
+    assert np.abs(difference).max() > 0.1
+    np.testing.assert_allclose(slope, difference, rtol=0, atol=1e-4 * np.abs(difference).max())
