@@ -144,7 +144,7 @@ OPERATORS: dict[str, list[tuple[Callable[..., Array], list[tuple[int, ...]]]]] =
     ],
     "conv_norm_leaky": [
         (
-            lambda *args, backend: ops.conv_norm_leaky(*args, backend=backend),
+            lambda x, k, g, b, backend: ops.conv_norm_leaky(x, k, g, b, backend=backend),
             [X, (d, 3, 3, 3, 5), (5,), (5,)],
         )
         for d in (1, 3)

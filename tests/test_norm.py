@@ -51,7 +51,8 @@ def test_given_statistics() -> None:
     x, gamma, beta = noise(2, 3, 4, 5, 6), noise(6, seed=1), noise(6, seed=2)
     mean, variance = noise(6, seed=3), noise(6, seed=4) ** 2
     expected = gamma * (x - mean) / np.sqrt(variance + 1e-3) + beta
-    out = ops.batch_norm(*map(jnp.asarray, (x, gamma, beta, mean, variance)))
+    given: list[jax.Array] = [jnp.asarray(a) for a in (x, gamma, beta, mean, variance)]
+    out = ops.batch_norm(given[0], given[1], given[2], given[3], given[4])
     np.testing.assert_allclose(out, expected, atol=1e-4)
 
 
