@@ -144,6 +144,37 @@ def test_mapped_step_is_the_bare_step(stage: Stage) -> None:
 HIDDEN = pytest.mark.parametrize("hidden", [(), (2,), (0, 1), (0, 1, 3), (0, 1, 2, 3)], ids=str)
 
 
+def _plain_config(**model: Any) -> TrainConfig:
+    """In double precision, by formulations that compile fast."""
+    config = _config("float64", **model)
+    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, backend="plain"))
+
+
+@functools.cache
+def _mapped_gradients(stage: Stage, config: TrainConfig, count: int) -> Any:
+    """On so many devices; on none: bare."""
+    if not count:
+        return jax.jit(lambda params, batch: gradients(params, batch, stage, config))
+    return jax.pmap(
+        lambda params, batch: gradients(params, batch, stage, config, parallel.AXIS),
+        parallel.AXIS, in_axes=(None, 0), out_axes=(None, None), devices=jax.devices()[:count],
+    )  # fmt: skip
+
+
+@functools.cache
+def _one_by_one(stage: Stage, config: TrainConfig) -> list[tuple[float, Mapping[str, np.ndarray]]]:
+    """Loss and gradient of each sample of the batch by itself, none hidden."""
+    batch, params = _batch(stage, config), _params(stage, config)
+
+    def loss(trained: Any, sample: Any) -> jax.Array:
+        return stage.loss({**params, **trained}, sample, config, None)[0][0]
+
+    evaluate = jax.jit(jax.value_and_grad(loss))
+    trained = {name: params[name] for name in stage.trains}
+    found = [evaluate(trained, {k: v[[n]] for k, v in batch.items()}) for n in range(4)]
+    return [(float(value), _leaves(gradient)) for value, gradient in found]
+
+
 @HIDDEN
 @pytest.mark.parametrize(
     "stage", [s for s in (*STAGES, duf.STAGE) if s.view != "shifts"], ids=lambda s: s.trains[0]
@@ -152,53 +183,43 @@ def test_mean_is_over_targets_that_show_something(
     stage: Stage, hidden: tuple[int, ...], double: None
 ) -> None:
     """Loss and gradient of the others alone, on however many devices they lie."""
-    config = _config("float64", system="duf" if stage is duf.STAGE else "deepsum")
+    config = _plain_config(system="duf" if stage is duf.STAGE else "deepsum")
     batch, params = _batch(stage, config), _params(stage, config)
+    alone = _one_by_one(stage, config)
     others = [n for n in range(4) if n not in hidden]
+    loss = sum(alone[n][0] for n in others) / max(1, len(others))
     batch["hr_mask"][list(hidden)] = False
-
-    def mean(trained: Any) -> jax.Array:
-        """The textbook's: of a batch that never had the hidden ones."""
-        some = {k: jnp.asarray(v[others]) for k, v in batch.items()}
-        return stage.loss({**params, **trained}, some, config, None)[0].mean()
-
-    trained = {name: params[name] for name in stage.trains}
-    loss, slope = 0.0, jax.tree.map(np.zeros_like, trained)
-    if others:
-        loss, slope = jax.jit(jax.value_and_grad(mean))(trained)
-    expected = _leaves(slope)
-    for count in (1, 2, 4):
-        devices = jax.devices()[:count]
-
-        def run(params: Any, batch: Any) -> Any:
-            return gradients(params, batch, stage, config, parallel.AXIS)
-
-        mapped = jax.pmap(
-            run, parallel.AXIS, in_axes=(None, 0), out_axes=(None, None), devices=devices
-        )
-        gradient, metrics = mapped(params, parallel.shard(batch, devices))
+    for count in (0, 1, 2, 4):
+        given = parallel.shard(batch, jax.devices()[:count]) if count else batch
+        gradient, metrics = _mapped_gradients(stage, config, count)(params, given)
         np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-10, err_msg=f"{count} devices")
-        for path, value in _leaves(gradient).items():
-            size = max(1e-3, float(np.abs(expected[path]).max()))
+        for path, found in _leaves(gradient).items():
+            expected = np.zeros_like(found)
+            for n in others:
+                expected += alone[n][1][path] / len(others)
+            size = max(1e-3, float(np.abs(expected).max()))
             np.testing.assert_allclose(
-                value, expected[path], rtol=0, atol=1e-10 * size, err_msg=f"{count}: {path}"
+                found, expected, rtol=0, atol=1e-10 * size, err_msg=f"{count} devices: {path}"
             )
-    bare = gradients(params, jax.tree.map(jnp.asarray, batch), stage, config)[1]
-    np.testing.assert_allclose(bare["loss"], loss, rtol=1e-10)
+
+
+@functools.cache
+def _mapped_step(stage: Stage, config: TrainConfig, count: int) -> Any:
+    return parallel.map_train_step(stage, config, jax.devices()[:count])
 
 
 @HIDDEN
 def test_steps_with_hidden_targets_agree(hidden: tuple[int, ...], double: None) -> None:
     """Parameters after two steps on 1, 2 and 4 devices; a batch that shows nothing moves none."""
-    config, stage = _config("float64"), END_TO_END
+    config, stage = _plain_config(), END_TO_END
     batch, start = _batch(stage, config), _params(stage, config)
     batch["hr_mask"][list(hidden)] = False
     results = []
     for count in (1, 2, 4):
         devices = jax.devices()[:count]
-        step = parallel.map_train_step(stage, config, devices)
         state = parallel.replicate(init_state(start, stage, config), devices)
         for _ in range(2):
+            step = _mapped_step(stage, config, count)
             state, metrics = step(state, parallel.shard(batch, devices))
         results.append({**_leaves(state.params), "loss": np.asarray(metrics["loss"])})
     for path, one in results[0].items():
