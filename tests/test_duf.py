@@ -11,19 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deepsum_jax.baselines import duf
 
-from deepsum_jax import ModelConfig, Normalization
-from deepsum_jax.data import prepare
-from deepsum_jax.model import ops
+from deepsum_jax import Compute, ModelConfig, Normalization
+from deepsum_jax.config import Backend
+from deepsum_jax.data import resample
 from deepsum_jax.model.layers import apply
-from deepsum_jax.systems.duf import DUF
+from deepsum_jax.systems import duf
+from deepsum_jax.systems.duf import DUFNet
 
 CONFIG = ModelConfig(
-    num_frames=5, features=2, channels=2, dtype="float64", param_dtype="float64",
+    num_frames=5, features=2, channels=2,
     normalization=Normalization(7000.0, (2000.0, 1500.0), (6500.0, 7200.0), 600.0),
-    backend="accelerator",
 )  # fmt: skip
+DOUBLE = Compute(dtype="float64", param_dtype="float64", backend="accelerator")
+SINGLE = dataclasses.replace(DOUBLE, dtype="float32", param_dtype="float32")
 FACTOR, OFFSET = np.array([10 / 3, 2.5]), np.array([5 / 6, -1 / 3])  # of its change of units
 LARGE = 800.0  # a logit beside which the others' share underflows
 
@@ -34,18 +35,19 @@ def _double() -> Iterator[None]:
         yield
 
 
-def inputs(config: ModelConfig, height: int = 4, width: int = 6) -> Any:
+def inputs(config: ModelConfig, height: int = 4, width: int = 6, compute: Compute = DOUBLE) -> Any:
     """Shapes of one stack's upsampled images and masks, by its LR size."""
     stack = (1, config.num_frames, height * config.scale, width * config.scale)
-    images = jax.ShapeDtypeStruct((*stack, config.channels), config.dtype)
+    images = jax.ShapeDtypeStruct((*stack, config.channels), compute.dtype)
     return images, jax.ShapeDtypeStruct((*stack, 1), jnp.bool_)
 
 
-def shapes_of(config: ModelConfig) -> Any:
-    return jax.eval_shape(DUF(config).init, jax.random.key(0), *inputs(config))["params"]
+def shapes_of(config: ModelConfig, compute: Compute = DOUBLE) -> Any:
+    given = inputs(config, compute=compute)
+    return jax.eval_shape(DUFNet(config, compute).init, jax.random.key(0), *given)["params"]
 
 
-def params_of(config: ModelConfig, seed: int = 0) -> Any:
+def params_of(config: ModelConfig, compute: Compute = DOUBLE, seed: int = 0) -> Any:
     """Kernels about as large as fresh ones; biases and scales that are not the neutral ones."""
     rng = np.random.default_rng(seed)
 
@@ -54,42 +56,53 @@ def params_of(config: ModelConfig, seed: int = 0) -> Any:
         values = size * rng.standard_normal(x.shape) + (path[-1].key == "scale")
         return values.astype(x.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes_of(config))
+    return jax.tree_util.tree_map_with_path(draw, shapes_of(config, compute))
 
 
-def delta_params(config: ModelConfig, taps: np.ndarray) -> Any:
+def delta_params(config: ModelConfig, taps: np.ndarray, compute: Compute = DOUBLE) -> Any:
     """A residual of zero, and for each of the r×r HR pixels the filter that takes one tap alone."""
-    params = params_of(config)
+    params = params_of(config, compute)
     logits = np.zeros((25, config.scale, config.scale))
     np.put_along_axis(logits, taps[None], LARGE, axis=0)
-    params["filters1"]["bias"] = logits.reshape(-1).astype(config.param_dtype)
+    params["filters1"]["bias"] = logits.reshape(-1).astype(compute.param_dtype)
     params["residual1"] = jax.tree.map(np.zeros_like, params["residual1"])
     return params
 
 
 @functools.cache
-def forward(config: ModelConfig) -> Any:
-    return jax.jit(lambda params, images, masks: apply(DUF(config), params, images, masks))
+def forward(network: DUFNet) -> Any:
+    return jax.jit(lambda params, images, masks: apply(network, params, images, masks))
 
 
-def run(config: ModelConfig, params: Any, images: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    return np.asarray(forward(config)(params, images, masks))
+def run(
+    config: ModelConfig,
+    params: Any,
+    images: np.ndarray,
+    masks: np.ndarray,
+    compute: Compute = DOUBLE,
+) -> np.ndarray:
+    return np.asarray(forward(DUFNet(config, compute))(params, images, masks))
 
 
 def stacks(
-    config: ModelConfig = CONFIG, batch: int = 2, height: int = 5, width: int = 4, seed: int = 0
+    config: ModelConfig = CONFIG,
+    batch: int = 2,
+    height: int = 5,
+    width: int = 4,
+    compute: Compute = DOUBLE,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """LR frames, what the network gets of them, and LR masks of which every pixel has a donor."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     shape = (batch, config.num_frames, height, width)
     lr, clear = rng.standard_normal((*shape, config.channels)), rng.random((*shape, 1)) < 0.6
     clear[:, -1] |= ~clear.any(axis=1)
-    return lr.astype(config.dtype), prepare.upsample(lr.astype(config.dtype), config.scale), clear
+    lr = lr.astype(compute.dtype)
+    return lr, resample.upsample(lr, config.scale), clear
 
 
 def up(masks: np.ndarray, scale: int = 3) -> np.ndarray:
     """LR masks [B, N, h, w, 1] on the upsampled grid."""
-    return ops.nearest_upsample(masks[..., 0], scale)[..., None]
+    return resample.nearest_upsample(masks[..., 0], scale)[..., None]
 
 
 # --- against slow numpy
@@ -170,7 +183,8 @@ def slow_duf(lr: np.ndarray, clear: np.ndarray, p: Any, orders: str, r: int) -> 
 def test_dynamic_upsampling(scale: int) -> None:
     rng = np.random.default_rng(scale)
     image, filters = rng.standard_normal((2, 4, 6, 3)), rng.random((2, 4, 6, 25, scale, scale))
-    for backend in ("cpu", "accelerator"):
+    backends: tuple[Backend, ...] = ("cpu", "accelerator", "plain")
+    for backend in backends:
         out = duf.upsample_dynamically(jnp.asarray(image), jnp.asarray(filters), backend)
         for b in range(2):
             np.testing.assert_allclose(out[b], slow_gather(image[b], filters[b]), atol=1e-12)
@@ -192,11 +206,13 @@ def test_formulations_agree() -> None:
     config = dataclasses.replace(CONFIG, num_frames=3)
     _, images, clear = stacks(config)
     params = params_of(config)
-    cpu, accelerator = (
-        run(dataclasses.replace(config, backend=backend), params, images, up(clear))
-        for backend in ("cpu", "accelerator")
+    backends: tuple[Backend, ...] = ("cpu", "accelerator", "plain")
+    cpu, accelerator, plain = (
+        run(config, params, images, up(clear), dataclasses.replace(DOUBLE, backend=backend))
+        for backend in backends
     )
     np.testing.assert_allclose(cpu, accelerator, atol=1e-10)
+    np.testing.assert_allclose(plain, accelerator, atol=1e-10)
 
 
 # --- shapes, parameters and programs
@@ -226,7 +242,7 @@ def test_any_number_of_frames(frames: int, kept: int) -> None:
     assert duf.blocks_keep(config) == [True] * kept + [False] * reducing
     params = shapes_of(config)
     assert sum(name.startswith("block") for name in params) == kept + reducing
-    out = jax.eval_shape(DUF(config).apply, {"params": params}, *inputs(config, 4, 5))
+    out = jax.eval_shape(DUFNet(config, DOUBLE).apply, {"params": params}, *inputs(config, 4, 5))
     assert out.shape == (1, 12, 15, 2)
 
 
@@ -260,7 +276,8 @@ def test_initial_residual(start: Any) -> None:
     @jax.jit
     def kernel() -> Any:
         images, masks = (jnp.zeros(x.shape, x.dtype) for x in inputs(config))
-        return DUF(config).init(jax.random.key(0), images, masks)["params"]["residual1"]["kernel"]
+        variables = DUFNet(config, DOUBLE).init(jax.random.key(0), images, masks)
+        return variables["params"]["residual1"]["kernel"]
 
     assert np.std(kernel()) == pytest.approx(0 if start == "zeros" else (2 / 26) ** 0.5, rel=0.2)
 
@@ -271,10 +288,12 @@ def test_initial_residual(start: Any) -> None:
      ("float64", "float64")],
 )  # fmt: skip
 def test_dtypes(dtype: Any, expected: str) -> None:
-    config = dataclasses.replace(CONFIG, num_frames=3, dtype=dtype, param_dtype="float32")
-    params = shapes_of(config)
+    config = dataclasses.replace(CONFIG, num_frames=3)
+    compute = dataclasses.replace(SINGLE, dtype=dtype)
+    params = shapes_of(config, compute)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    program = jax.make_jaxpr(DUF(config).apply)({"params": params}, *inputs(config))
+    given = inputs(config, compute=compute)
+    program = jax.make_jaxpr(DUFNet(config, compute).apply)({"params": params}, *given)
     assert program.out_avals[0].dtype == expected
     convolutions = [e for e in equations(program.jaxpr) if "conv_general" in e.primitive.name]
     assert len(convolutions) == 8
@@ -289,7 +308,7 @@ def test_dtypes(dtype: Any, expected: str) -> None:
 def test_work_is_that_of_the_program(changes: dict[str, Any]) -> None:
     config = dataclasses.replace(CONFIG, **changes)
     given = {"params": shapes_of(config)}
-    program = jax.make_jaxpr(DUF(config).apply)(given, *inputs(config, 4, 6))
+    program = jax.make_jaxpr(DUFNet(config, DOUBLE).apply)(given, *inputs(config, 4, 6))
     products = 25 * 24 * config.scale**2 * config.channels  # the dynamic filters'
     for e in equations(program.jaxpr):
         if e.primitive.name == "conv_general_dilated":
@@ -312,13 +331,12 @@ def test_finds_the_lr_frames(scale: int) -> None:
     """In what bicubic upsampling made of raw counts: exactly, so that filters of the centre alone
     repeat the reference's pixels."""
     config = dataclasses.replace(
-        CONFIG, num_frames=3, scale=scale, dtype="float32", param_dtype="float32",
-        normalization=Normalization(0.0, 1.0, 0.0, 1.0),
-    )  # fmt: skip
+        CONFIG, num_frames=3, scale=scale, normalization=Normalization(0.0, 1.0, 0.0, 1.0)
+    )
     lr = np.random.default_rng(0).integers(0, 16384, (1, 3, 4, 5, 2)).astype(np.float32)
-    images, masks = prepare.upsample(lr, scale), np.ones((1, 3, 4 * scale, 5 * scale, 1), bool)
-    params = delta_params(config, np.full((scale, scale), 12))
-    out = run(config, params, images, masks)
+    images, masks = resample.upsample(lr, scale), np.ones((1, 3, 4 * scale, 5 * scale, 1), bool)
+    params = delta_params(config, np.full((scale, scale), 12), SINGLE)
+    out = run(config, params, images, masks, SINGLE)
     np.testing.assert_array_equal(out, lr[:, 0].repeat(scale, axis=1).repeat(scale, axis=2))
 
 
@@ -372,7 +390,7 @@ def test_reference_is_in_the_middle() -> None:
     @jax.jit
     def influence(params: Any) -> jax.Array:
         def loss(images: Any) -> jax.Array:
-            return jnp.square(apply(DUF(CONFIG), params, images, masks)).sum()
+            return jnp.square(apply(DUFNet(CONFIG, DOUBLE), params, images, masks)).sum()
 
         return jnp.abs(jax.grad(loss)(images)).max(axis=(0, 2, 3, 4))
 
@@ -392,9 +410,9 @@ def test_stacks_of_a_batch_are_independent() -> None:
     np.testing.assert_allclose(run(CONFIG, params, images, masks)[0], expected[0], atol=1e-12)
 
 
-def gradient(config: ModelConfig) -> Any:
+def gradient(config: ModelConfig, compute: Compute) -> Any:
     def loss(params: Any, images: Any, masks: Any) -> jax.Array:
-        return jnp.square(apply(DUF(config), params, images, masks)).mean()
+        return jnp.square(apply(DUFNet(config, compute), params, images, masks)).mean()
 
     return jax.grad(loss)
 
@@ -402,8 +420,9 @@ def gradient(config: ModelConfig) -> Any:
 def test_gradients_are_finite() -> None:
     """With no-data values under the masks, and for flat frames that nobody sees; every parameter
     has one."""
-    config = dataclasses.replace(CONFIG, num_frames=3, dtype="float32", param_dtype="float32")
-    params, (_, images, clear), pull = params_of(config), stacks(config), jax.jit(gradient(config))
+    config = dataclasses.replace(CONFIG, num_frames=3)
+    params, (_, images, clear) = params_of(config, SINGLE), stacks(config, compute=SINGLE)
+    pull = jax.jit(gradient(config, SINGLE))
     images[~np.broadcast_to(up(clear), images.shape)] = np.nan
     for path, x in jax.tree.leaves_with_path(pull(params, images, up(clear))):
         assert np.isfinite(x).all() and np.any(x), path
@@ -412,13 +431,14 @@ def test_gradients_are_finite() -> None:
 
 
 def test_rematerialised_training_computes_blocks_again() -> None:
-    kept = dataclasses.replace(CONFIG, num_frames=3)
-    again = dataclasses.replace(kept, rematerialize=True)
-    assert shapes_of(kept) == shapes_of(again)
+    config = dataclasses.replace(CONFIG, num_frames=3)
+    kept, again = DOUBLE, dataclasses.replace(DOUBLE, rematerialize=True)
+    shapes, given = shapes_of(config, kept), inputs(config)
+    assert shapes == shapes_of(config, again)
     first, second = (
         sum(
             e.primitive.name == "dot_general"
-            for e in equations(jax.make_jaxpr(gradient(c))(shapes_of(c), *inputs(c)).jaxpr)
+            for e in equations(jax.make_jaxpr(gradient(config, c))(shapes, *given).jaxpr)
         )
         for c in (kept, again)
     )
@@ -447,7 +467,7 @@ def test_refuses(
 ) -> None:
     config = dataclasses.replace(CONFIG, **changes)
     with pytest.raises(ValueError, match=message):
-        DUF(config).init(jax.random.key(0), np.zeros(images), np.ones(masks, bool))
+        DUFNet(config, DOUBLE).init(jax.random.key(0), np.zeros(images), np.ones(masks, bool))
     if "pixels" in message or "scale" in message:
         with pytest.raises(ValueError, match=message):
             duf.duf_work(config, *images[2:4])

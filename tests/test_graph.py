@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepsum_jax.config import ModelConfig
+from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.model import graph
 from deepsum_jax.model.graph import GraphConv, nearest_neighbours
+from deepsum_jax.model.layers import apply
 
 Params = dict[str, dict[str, np.ndarray]]
 
@@ -30,9 +31,11 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def config(k: int, **changes: Any) -> ModelConfig:
+def layer_of(features: int, k: int, **changes: Any) -> GraphConv:
+    """In double precision but for the changes to what it computes with."""
     double = {"dtype": "float64", "param_dtype": "float64"}
-    return ModelConfig(neighbours=k, **{**double, "backend": "accelerator", **changes})
+    compute = Compute(**{**double, "backend": "accelerator", **changes})
+    return GraphConv(features, ModelConfig(neighbours=k), compute)
 
 
 def random_params(channels: int, features: int, seed: int = 1) -> Params:
@@ -44,8 +47,8 @@ def random_params(channels: int, features: int, seed: int = 1) -> Params:
 
 
 def run(params: Params, x: Any, k: int, **changes: Any) -> jax.Array:
-    layer = GraphConv(params["local"]["kernel"].shape[-1], config(k, **changes))
-    return layer.apply({"params": params}, x)
+    layer = layer_of(params["local"]["kernel"].shape[-1], k, **changes)
+    return apply(layer, params, x)
 
 
 jitted = jax.jit(run, static_argnames=("k", "rematerialize", "dtype", "param_dtype"))
@@ -291,12 +294,12 @@ def test_fresh_layer_is_balanced_and_learns() -> None:
     """Fresh weights: a non-local part smaller than the local one, and no dead kernel."""
     settings = {"dtype": "float32", "param_dtype": "float32"}
     for width in (8, 32):
-        layer = GraphConv(width, config(8, **settings))
+        layer = layer_of(width, 8, **settings)
         x = np.maximum(noise(2, 14, 14, width), 0.2 * noise(2, 14, 14, width)).astype(np.float32)
         params = jax.jit(layer.init)(jax.random.key(3), x)["params"]
 
         def outputs(params: Any, layer: GraphConv = layer, x: np.ndarray = x) -> jax.Array:
-            return layer.apply({"params": params}, x)
+            return apply(layer, params, x)
 
         local = {**params, "left": jax.tree.map(jnp.zeros_like, params["left"])}
         whole, local_part = jax.jit(jax.vmap(outputs))(

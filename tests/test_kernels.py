@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,8 +13,8 @@ import numpy as np
 import pytest
 from jax import lax
 
+from deepsum_jax.config import Backend
 from deepsum_jax.kernels import winograd
-from deepsum_jax.kernels.backend import Backend
 from deepsum_jax.model import ops
 
 Array = jax.Array
@@ -63,6 +65,8 @@ CASES: list[tuple[tuple[int, ...], Backend]] = [
     ((2, 1, 9, 6, 5, 2, 1), "accelerator"),
     ((2, 3, 5, 4, 2, 3, 3), "accelerator"),
     ((1, 3, 5, 4, 2, 3, 3), "auto"),
+    ((2, 1, 9, 6, 5, 2, 1), "plain"),
+    ((2, 3, 5, 4, 2, 3, 3), "plain"),
 ]
 
 
@@ -89,13 +93,12 @@ def test_block(shape: tuple[int, ...], backend: Backend) -> None:
         return jnp.where(y > 0, y, 0.2 * y)
 
     expected = _values_and_gradients(textbook, x, kernel, gamma, beta)
-    found = _values_and_gradients(
-        lambda *args: ops.conv_norm_leaky(*args, "highest", backend), x, kernel, gamma, beta
-    )
+    block = functools.partial(ops.conv_norm_leaky, precision="highest", backend=backend)
+    found = _values_and_gradients(block, x, kernel, gamma, beta)
     _assert_close(found, expected, 1e-9)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "accelerator"])
+@pytest.mark.parametrize("backend", ["cpu", "accelerator", "plain"])
 @pytest.mark.parametrize("shape", [(2, 3, 9, 8, 4, 5), (1, 2, 11, 53, 3, 9)])
 def test_dynamic_convolution(shape: tuple[int, ...], backend: Backend) -> None:
     b, m, h, w, f, k = shape
@@ -115,6 +118,79 @@ def test_dynamic_convolution(shape: tuple[int, ...], backend: Backend) -> None:
         lambda x, f: ops.global_dynamic_convolution(x, f, "highest", backend), x, filters
     )
     _assert_close(found, expected)
+
+
+# --- the plain definitions against the others, whichever operators there are
+
+
+def _masks(*shape: int) -> Array:
+    return jnp.asarray(np.random.default_rng(1).random(shape) < 0.5)
+
+
+X, MAPS = (2, 4, 9, 7, 3), (2, 3, 9, 8, 4)
+OPERATORS: dict[str, list[tuple[Callable[..., Array], list[tuple[int, ...]]]]] = {
+    # Per operator: calls of it, and the shapes of what they are differentiated by.
+    "reflect_pad": [
+        (lambda x, backend: ops.reflect_pad(x, 1, backend), [X]),
+        (lambda x, backend: ops.reflect_pad(x, 4, backend), [X]),
+    ],
+    "conv2d": [
+        (lambda x, k, backend: ops.conv2d(x, k, backend=backend), [X, (3, 3, 3, 5)]),
+        (lambda x, k, backend: ops.conv2d(x, k, backend=backend), [X, (1, 1, 3, 5)]),
+    ],
+    "conv3d": [
+        (lambda x, k, backend: ops.conv3d(x, k, backend=backend), [X, (d, 3, 3, 3, 5)])
+        for d in (1, 3)
+    ],
+    "conv_norm_leaky": [
+        (
+            lambda x, k, g, b, backend: ops.conv_norm_leaky(x, k, g, b, backend=backend),
+            [X, (d, 3, 3, 3, 5), (5,), (5,)],
+        )
+        for d in (1, 3)
+    ],
+    "global_dynamic_convolution": [
+        (
+            lambda x, f, backend: ops.global_dynamic_convolution(x, f, backend=backend),
+            [MAPS, (2, 3, k, k)],
+        )
+        for k in (1, 5, 9)
+    ],
+    "mutual_inpainting": [
+        (lambda x, backend: ops.mutual_inpainting(x, _masks(*X[:4], 1), backend), [X]),
+    ],
+}
+
+
+def test_every_operator_is_compared() -> None:
+    chosen = {
+        name
+        for name, function in inspect.getmembers(ops, inspect.isfunction)
+        if name[0] != "_" and "backend" in inspect.signature(function).parameters
+    }
+    assert chosen == set(OPERATORS)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "accelerator", "auto"])
+@pytest.mark.parametrize(
+    ("operator", "case"), [(n, c) for n, cases in OPERATORS.items() for c in range(len(cases))]
+)
+def test_plain_definition(operator: str, case: int, backend: Backend) -> None:
+    """The same values and gradients, though one has derivatives of its own."""
+    function, shapes = OPERATORS[operator][case]
+    args = _numbers(*shapes)
+    plain = _values_and_gradients(functools.partial(function, backend="plain"), *args)
+    found = _values_and_gradients(functools.partial(function, backend=backend), *args)
+    assert all(float(jnp.abs(part).max()) > 0.1 for part in jax.tree.leaves(plain))
+    _assert_close(found, plain, 1e-9 if operator == "conv_norm_leaky" else 1e-11)
+
+
+def test_plain_definitions_know_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even by name: what is there would fail when called."""
+    monkeypatch.setattr(ops, "kernels", object())
+    for cases in OPERATORS.values():
+        for function, shapes in cases:
+            function(*_numbers(*shapes), backend="plain")
 
 
 def test_minimal_filtering_is_as_accurate_as_a_direct_convolution() -> None:

@@ -172,8 +172,9 @@ def test_moving_hr_moves_the_position_alone(step: tuple[int, int]) -> None:
 
 def test_images_of_a_batch_are_independent() -> None:
     images = example(batch=4)
-    values = [loss(*(array[[a, b]] for array in images)) for a, b in [(0, 1), (3, 0), (1, 3)]]
-    slopes = [gradient(*(array[[a, b]] for array in images)) for a, b in [(0, 1), (3, 0), (1, 3)]]
+    pairs = [[array[[a, b]] for array in images] for a, b in [(0, 1), (3, 0), (1, 3)]]
+    values = [loss(sr, hr, mask) for sr, hr, mask in pairs]
+    slopes = [gradient(sr, hr, mask) for sr, hr, mask in pairs]
     for out in (values, slopes):
         np.testing.assert_array_equal(out[0][0], out[1][1])
         np.testing.assert_array_equal(out[0][1], out[2][0])

@@ -13,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepsum_jax.kernels.backend import Backend
+from deepsum_jax.config import Backend
+from deepsum_jax.data import resample
 from deepsum_jax.model import ops
 
 GOLDEN = Path(os.environ.get("DEEPSUM_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
-BACKENDS: tuple[Backend, ...] = ("cpu", "accelerator")
+BACKENDS: tuple[Backend, ...] = ("cpu", "accelerator", "plain")
 
 conv2d = jax.jit(ops.conv2d, static_argnames="backend")
 conv3d = jax.jit(ops.conv3d, static_argnames="backend")
 conv_norm_leaky = jax.jit(ops.conv_norm_leaky, static_argnames="backend")
+filter_shift = jax.jit(ops.filter_shift)
 global_dynamic_convolution = jax.jit(ops.global_dynamic_convolution, static_argnames="backend")
 instance_norm = jax.jit(ops.instance_norm)
 mutual_inpainting = jax.jit(ops.mutual_inpainting, static_argnums=2)
@@ -66,22 +68,22 @@ def slow_bicubic(frame: np.ndarray, r: int) -> np.ndarray:
 def test_bicubic_is_keys_sum(scale: int, shape: tuple[int, int]) -> None:
     frames = np.random.default_rng(1).uniform(-40, 900, (2, *shape))
     expected = np.stack([slow_bicubic(frame, scale) for frame in frames])
-    unclipped = ops.bicubic_upsample(frames, scale, clip=False)
+    unclipped = resample.bicubic_upsample(frames, scale, clip=False)
     assert unclipped.dtype == np.float64
     np.testing.assert_allclose(unclipped, expected, atol=1e-9)
     # Each frame is clipped to its own range, not to that of the stack.
-    for frame, whole, result in zip(frames, expected, ops.bicubic_upsample(frames, scale)):
+    for frame, whole, result in zip(frames, expected, resample.bicubic_upsample(frames, scale)):
         np.testing.assert_allclose(result, whole.clip(frame.min(), frame.max()), atol=1e-9)
 
 
 def test_bicubic_of_integers() -> None:
     frames = np.random.default_rng(2).integers(0, 2**16, (2, 3, 5, 6)).astype(np.uint16)
     frames[0, 0, 0], frames[0, 0, 1] = 0, 65535  # overshoots at both ends of uint16
-    out = ops.bicubic_upsample(frames, 3, clip=False)
+    out = resample.bicubic_upsample(frames, 3, clip=False)
     assert out.shape == (2, 3, 15, 18) and out.dtype == np.float32
     assert out.min() < 0 and out.max() > 65535
     np.testing.assert_allclose(out[0, 0], slow_bicubic(frames[0, 0], 3), atol=0.02)
-    clipped = ops.bicubic_upsample(frames, 3)
+    clipped = resample.bicubic_upsample(frames, 3)
     assert clipped[0, 0].min() >= 0 and clipped[0, 0].max() <= 65535
 
 
@@ -91,16 +93,16 @@ def test_bicubic_golden() -> None:
         pytest.skip(f"no golden values at {file}; DEEPSUM_GOLDEN names their folder")
     golden = np.load(file)
     for clip, name in [(True, "bicubic_x3"), (False, "bicubic_x3_unclipped")]:
-        out = ops.bicubic_upsample(golden["lr"].astype(np.float64), 3, clip=clip)
+        out = resample.bicubic_upsample(golden["lr"].astype(np.float64), 3, clip=clip)
         np.testing.assert_allclose(out, golden[name], atol=1e-6)
-        out = ops.bicubic_upsample(golden["lr"], 3, clip=clip)
+        out = resample.bicubic_upsample(golden["lr"], 3, clip=clip)
         np.testing.assert_allclose(out, golden[name], rtol=3e-7)
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3])
 def test_nearest(scale: int) -> None:
     masks = np.random.default_rng(3).random((2, 3, 4)) < 0.5
-    out = ops.nearest_upsample(masks, scale)
+    out = resample.nearest_upsample(masks, scale)
     assert out.dtype == bool and out.shape == (2, 3 * scale, 4 * scale)
     for t, y, x in np.ndindex(out.shape):
         assert out[t, y, x] == masks[t, y // scale, x // scale]
@@ -113,7 +115,7 @@ def test_nearest(scale: int) -> None:
 @pytest.mark.parametrize("fill", [None, False, True])
 def test_translate(shift: tuple[int, int], fill: bool | None) -> None:
     h, w = 4, 6
-    x = np.random.default_rng(4).integers(0, 100, (2, h, w))
+    x: np.ndarray = np.random.default_rng(4).integers(0, 100, (2, h, w))
     x = x if fill is None else x > 50
     before = x.copy()
     expected = np.empty_like(x)
@@ -122,7 +124,7 @@ def test_translate(shift: tuple[int, int], fill: bool | None) -> None:
         inside = 0 <= y < h and 0 <= z < w
         nearest = x[t, min(max(y, 0), h - 1), min(max(z, 0), w - 1)]
         expected[t, i, j] = nearest if inside or fill is None else fill
-    out = ops.translate(x, shift, fill)
+    out = resample.translate(x, shift, fill)
     assert out.dtype == x.dtype
     np.testing.assert_array_equal(out, expected)
     np.testing.assert_array_equal(x, before)
@@ -198,21 +200,22 @@ def test_conv_norm_leaky(depth: int, offset: float, backend: Backend) -> None:
 
 
 def test_kernels_of_other_sizes_are_refused() -> None:
-    x = noise(1, 2, 6, 6, 3)
+    x = jnp.asarray(noise(1, 2, 6, 6, 3))
     for shape in ((5, 5, 3, 2), (3, 1, 3, 2), (3, 3, 4, 2), (3, 3, 3)):
         with pytest.raises(ValueError, match=r"kernel: found shape \("):
-            ops.conv2d(x, np.zeros(shape, np.float32))
+            ops.conv2d(x, jnp.zeros(shape))
     with pytest.raises(ValueError, match=r"expected \[3, 3, 3, 'C_out'\]"):
-        ops.conv3d(x, np.zeros((1, 1, 1, 3, 2), np.float32))
+        ops.conv3d(x, jnp.zeros((1, 1, 1, 3, 2)))
 
 
-def test_reflect_pad() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_reflect_pad(backend: Backend) -> None:
     x = noise(2, 3, 4, 2)
-    out = np.asarray(ops.reflect_pad(x, 2))
+    out = np.asarray(ops.reflect_pad(jnp.asarray(x), 2, backend))
     assert out.shape == (2, 7, 8, 2)
     for b, y, z in np.ndindex(2, 7, 8):
         np.testing.assert_array_equal(out[b, y, z], x[b, mirror(y - 2, 3), mirror(z - 2, 4)])
-    np.testing.assert_array_equal(ops.reflect_pad(x, 0), x)
+    np.testing.assert_array_equal(ops.reflect_pad(jnp.asarray(x), 0, backend), x)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
@@ -290,9 +293,9 @@ def test_delta_filter_registers(shift: tuple[int, int]) -> None:
     for y, z in np.ndindex(6, 9):
         y, z = y + 4, z + 4
         np.testing.assert_array_equal(out[0, 0, y, z], x[0, 0, y - shift[0], z - shift[1]])
-    moved = ops.translate(np.moveaxis(x[0, 0], -1, 0), shift)
+    moved = resample.translate(np.moveaxis(x[0, 0], -1, 0), shift)
     np.testing.assert_array_equal(out[0, 0, 4:-4, 4:-4, 1], moved[1, 4:-4, 4:-4])
-    np.testing.assert_allclose(ops.filter_shift(filters), [[shift]], atol=1e-6)
+    np.testing.assert_allclose(filter_shift(filters), [[shift]], atol=1e-6)
 
 
 def test_filter_shift_is_minus_the_centroid() -> None:
@@ -301,7 +304,7 @@ def test_filter_shift_is_minus_the_centroid() -> None:
     expected = np.zeros((2, 3, 2))
     for b, m, i, j in np.ndindex(filters.shape):
         expected[b, m] -= filters[b, m, i, j] * np.array([i - 2, j - 2])
-    np.testing.assert_allclose(ops.filter_shift(filters), expected, atol=1e-6)
+    np.testing.assert_allclose(filter_shift(filters), expected, atol=1e-6)
 
 
 # --- mutual inpainting

@@ -7,6 +7,7 @@ environment variable DEEPSUM_GOLDEN names, and their tests are skipped where it 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ import optax
 import pytest
 
 from deepsum_jax import losses, metrics
-from deepsum_jax.config import TINY, ModelConfig
+from deepsum_jax.config import Compute, ModelConfig, preset
 from deepsum_jax.model.deepsum import DeepSUM, Output
+from deepsum_jax.model.layers import apply
 from deepsum_jax.model.regnet import filters_from_logits
 from deepsum_jax.systems.table import param_shapes
 from deepsum_jax.tf_import import params_from_variables, reference_names
@@ -68,11 +70,13 @@ def seeded_variables(seed: int) -> Golden:
     return variables
 
 
-def cpsnr(golden: Golden, sr: np.ndarray) -> float:
+def cpsnr(golden: Golden, sr: Any) -> float:
     """Mean cPSNR over the batch, in raw units."""
     norm = ModelConfig().normalization
     hr = from_output(golden["y"][:, 0], norm)
-    return float(metrics.cpsnr(from_output(sr, norm), hr, golden["mask_y"][:, 0]).mean())
+    return float(
+        metrics.cpsnr(from_output(np.asarray(sr), norm), hr, golden["mask_y"][:, 0]).mean()
+    )
 
 
 def difference(out: Any, expected: np.ndarray) -> float:
@@ -89,15 +93,17 @@ def whole(model: DeepSUM, images: jax.Array, masks: jax.Array) -> tuple[Output, 
     return out, model.inpaint(model.register(images, out.filters), masks)
 
 
-@functools.partial(jax.jit, static_argnames="config", compiler_options=QUICK)
-def compute(config: ModelConfig, params: Any, x: Any, mask: Any) -> tuple[Output, jax.Array]:
-    return DeepSUM(config).apply({"params": params}, x, mask, method=whole)
+@functools.partial(jax.jit, static_argnames="network", compiler_options=QUICK)
+def evaluate(network: DeepSUM, params: Any, x: Any, mask: Any) -> Any:
+    return network.apply({"params": params}, x, mask, method=whole)
 
 
-def run(config: ModelConfig, golden: Golden) -> tuple[Output, jax.Array, float]:
+def run(
+    config: ModelConfig, golden: Golden, compute: Compute = Compute()
+) -> tuple[Output, jax.Array, float]:
     """Output, filled inputs and loss of the seeded network."""
     params = params_from_variables(seeded_variables(int(golden["seed"])))
-    out, filled = compute(config, params, golden["x"], golden["mask"])
+    out, filled = evaluate(DeepSUM(config, compute), params, golden["x"], golden["mask"])
     loss = registered_mse(out.sr, golden["y"][:, 0], golden["mask_y"][:, 0])
     return out, filled, float(loss.mean())
 
@@ -106,16 +112,18 @@ def test_published_order_frame_by_frame() -> None:
     """As `predict` runs large images: in loops, and bands of a frame where it is large."""
     golden = dict(np.load(SMALL / "reference_seeded_24.npz"))
     params = params_from_variables(seeded_variables(int(golden["seed"])))
-    network = DeepSUM(ModelConfig(backend="cpu"), frame_by_frame=True)
+    network = DeepSUM(ModelConfig(), Compute(backend="cpu"), frame_by_frame=True)
 
     @functools.partial(jax.jit, compiler_options=QUICK)
-    def compute(params: Any, x: Any, mask: Any) -> Output:
-        return network.apply({"params": params}, x, mask, True)
+    def evaluate(params: Any, x: Any, mask: Any) -> Output:
+        return apply(network, params, x, mask, True)
 
     with pytest.MonkeyPatch.context() as patch:
         for module in ("loops", "convolution"):
-            patch.setattr(f"deepsum_jax.kernels.{module}.STEP_PIXELS", 200)
-        out = compute(params, golden["x"], golden["mask"])
+            # Not by its dotted name: `kernels` has a function of that name as well.
+            loops = importlib.import_module(f"deepsum_jax.kernels.{module}")
+            patch.setattr(loops, "STEP_PIXELS", 200)
+        out = evaluate(params, golden["x"], golden["mask"])
     assert difference(out.filters, golden["filters"]) < 2e-5
     assert difference(out.sr, golden["sr"][:, 0]) < 5e-5
 
@@ -131,15 +139,16 @@ def test_published_order() -> None:
     assert loss == pytest.approx(float(golden["loss"]), rel=1e-5)
     assert cpsnr(golden, out.sr) == pytest.approx(float(golden["cpsnr"]), abs=1e-4)
     norm = ModelConfig().normalization
-    base = filled.mean(1) * (norm.lr_std / norm.hr_std)  # both means are the same
+    # Both means are the same.
+    base = filled.mean(1) * (np.asarray(norm.lr_std) / np.asarray(norm.hr_std))
     np.testing.assert_allclose(out.base, base, atol=5e-5)
 
 
 def test_order_of_the_released_graph() -> None:
     """The graph stored with the final weights inpaints first, and the order matters."""
     golden = dict(np.load(SMALL / "released_graph_seeded_24.npz"))
-    config = ModelConfig(inpainting="before_registration", backend="accelerator")
-    out, _, loss = run(config, golden)
+    config = ModelConfig(inpainting="before_registration")
+    out, _, loss = run(config, golden, Compute(backend="accelerator"))
     assert difference(out.filters, golden["filters"]) < 2e-5
     assert difference(out.sr, golden["sr"][:, 0]) < 5e-5
     assert loss == pytest.approx(float(golden["loss"]), rel=1e-5)
@@ -200,11 +209,13 @@ def forward(request: pytest.FixtureRequest) -> Forward:
         golden = {key: np.asarray(value, dtype) for key, value in np.load(files[1]).items()}
         params = params_from_variables(dict(np.load(files[0])))
         params = jax.tree.map(lambda value: jnp.asarray(value, dtype), params)
-        model = DeepSUM(ModelConfig(dtype=dtype, param_dtype=dtype, backend=backend))
+        compute = Compute(dtype=dtype, param_dtype=dtype, backend=backend)
+        model = DeepSUM(ModelConfig(), compute)
 
-        def evaluate(params: Any, x: jax.Array, mask: jax.Array) -> tuple:
-            out = model.apply({"params": params}, x, mask, method=stepwise)
-            loss = losses.registered_mse(out["sr"], golden["y"][:, 0], golden["mask_y"][:, 0])
+        def evaluate(params: Any, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, Any]:
+            out: Any = model.apply({"params": params}, x, mask, method=stepwise)
+            hr, clear = jnp.asarray(golden["y"][:, 0]), jnp.asarray(golden["mask_y"][:, 0])
+            loss = losses.registered_mse(out["sr"], hr, clear)
             return loss.mean(), out
 
         options = QUICK if dtype == "float64" else None  # the other one runs more than it compiles
@@ -348,12 +359,12 @@ def test_every_parameter_has_a_reference_name() -> None:
 
 def test_every_product_runs_at_highest_precision() -> None:
     """A CPU cannot show it: accelerators round float32 products unless told otherwise."""
-    config = TINY.model
+    config = preset("tiny").model
     params = param_shapes(config)
     images, masks = jnp.zeros((1, 3, 8, 8, 1)), jnp.ones((1, 3, 8, 8, 1), bool)
 
     def total(params: Any) -> jax.Array:
-        return DeepSUM(config).apply({"params": params}, images, masks).sr.sum()
+        return apply(DeepSUM(config), params, images, masks).sr.sum()
 
     found = products(jax.make_jaxpr(jax.grad(total))(params))
     assert len(found) > 30  # forwards and backwards, and in every formulation

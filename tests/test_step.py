@@ -5,35 +5,38 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepsum_jax.config import TINY, ModelConfig, StageConfig, TrainConfig
+from deepsum_jax.config import Compute, ModelConfig, StageConfig, TrainConfig, preset
+from deepsum_jax.systems import deepsum, duf
 from deepsum_jax.systems.system import Stage
 from deepsum_jax.systems.windows import Forward
 from deepsum_jax.training import parallel, stages
-from deepsum_jax.training.stages import STAGES
 from deepsum_jax.training.step import gradients, init_state, make_optimizer, make_train_step
 
 Batch = dict[str, np.ndarray]
 
+STAGES = deepsum.stages(ModelConfig())
 STAGE = pytest.mark.parametrize("stage", STAGES, ids=lambda s: s.name)
+END_TO_END = stages.stage("deepsum")
 
 
-def _config(dtype: str = "float32", **model: Any) -> TrainConfig:
-    changes = {"dtype": dtype, "param_dtype": dtype, "residual_init": "glorot", **model}
-    return dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, **changes))
+def _config(dtype: Literal["float32", "float64"] = "float32", **model: Any) -> TrainConfig:
+    tiny = preset("tiny")
+    network = dataclasses.replace(tiny.model, **{"residual_init": "glorot", **model})
+    return dataclasses.replace(tiny, model=network, compute=Compute(dtype, dtype))
 
 
 def _batch(stage: Stage, config: TrainConfig, size: int = 4, seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)
     model, side = config.model, config.data.patch_size
     frames = model.num_frames if stage.view == "stacks" else 1
-    dtype = model.param_dtype
+    dtype = config.compute.param_dtype
     batch: Batch = {"images": rng.standard_normal((size, frames, side, side, 1)).astype(dtype)}
     if stage.view == "shifts":
         reach = model.filter_size // 2
@@ -49,7 +52,9 @@ def _batch(stage: Stage, config: TrainConfig, size: int = 4, seed: int = 0) -> B
 
 @functools.cache
 def _params(stage: Stage, config: TrainConfig) -> Any:
-    return jax.tree.map(np.asarray, stages.fresh_params(stage, config.model, jax.random.key(1)))
+    key = jax.random.key(1)
+    params = stages.fresh_params(stage, config.model, key, config.compute)
+    return jax.tree.map(np.asarray, params)
 
 
 def _leaves(tree: Any) -> Mapping[str, np.ndarray]:
@@ -134,6 +139,104 @@ def test_mapped_step_is_the_bare_step(stage: Stage) -> None:
             np.testing.assert_allclose(_leaves(other.params)[path], value, atol=2e-4, err_msg=path)
 
 
+# Samples of a batch of four whose targets show nothing: on two devices, all of one's; on four,
+# all of two's or three's; and all there are.
+HIDDEN = pytest.mark.parametrize("hidden", [(), (2,), (0, 1), (0, 1, 3), (0, 1, 2, 3)], ids=str)
+
+
+def _plain_config(**model: Any) -> TrainConfig:
+    """In double precision, by formulations that compile fast."""
+    config = _config("float64", **model)
+    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, backend="plain"))
+
+
+@functools.cache
+def _mapped_gradients(stage: Stage, config: TrainConfig, count: int) -> Any:
+    """On so many devices; on none: bare."""
+    if not count:
+        return jax.jit(lambda params, batch: gradients(params, batch, stage, config))
+    return jax.pmap(
+        lambda params, batch: gradients(params, batch, stage, config, parallel.AXIS),
+        parallel.AXIS, in_axes=(None, 0), out_axes=(None, None), devices=jax.devices()[:count],
+    )  # fmt: skip
+
+
+@functools.cache
+def _one_by_one(stage: Stage, config: TrainConfig) -> list[tuple[float, Mapping[str, np.ndarray]]]:
+    """Loss and gradient of each sample of the batch by itself, none hidden."""
+    batch, params = _batch(stage, config), _params(stage, config)
+
+    def loss(trained: Any, sample: Any) -> jax.Array:
+        return stage.loss({**params, **trained}, sample, config, None)[0][0]
+
+    evaluate = jax.jit(jax.value_and_grad(loss))
+    trained = {name: params[name] for name in stage.trains}
+    found = [evaluate(trained, {k: v[[n]] for k, v in batch.items()}) for n in range(4)]
+    return [(float(value), _leaves(gradient)) for value, gradient in found]
+
+
+@HIDDEN
+@pytest.mark.parametrize(
+    "stage", [s for s in (*STAGES, duf.STAGE) if s.view != "shifts"], ids=lambda s: s.trains[0]
+)
+def test_mean_is_over_targets_that_show_something(
+    stage: Stage, hidden: tuple[int, ...], double: None
+) -> None:
+    """Loss and gradient of the others alone, on however many devices they lie."""
+    config = _plain_config(system="duf" if stage is duf.STAGE else "deepsum")
+    batch, params = _batch(stage, config), _params(stage, config)
+    alone = _one_by_one(stage, config)
+    others = [n for n in range(4) if n not in hidden]
+    loss = sum(alone[n][0] for n in others) / max(1, len(others))
+    batch["hr_mask"][list(hidden)] = False
+    for count in (0, 1, 2, 4):
+        given = parallel.shard(batch, jax.devices()[:count]) if count else batch
+        gradient, metrics = _mapped_gradients(stage, config, count)(params, given)
+        np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-10, err_msg=f"{count} devices")
+        for path, found in _leaves(gradient).items():
+            expected = np.zeros_like(found)
+            for n in others:
+                expected += alone[n][1][path] / len(others)
+            size = max(1e-3, float(np.abs(expected).max()))
+            np.testing.assert_allclose(
+                found, expected, rtol=0, atol=1e-10 * size, err_msg=f"{count} devices: {path}"
+            )
+
+
+@functools.cache
+def _mapped_step(stage: Stage, config: TrainConfig, count: int) -> Any:
+    return parallel.map_train_step(stage, config, jax.devices()[:count])
+
+
+@HIDDEN
+def test_steps_with_hidden_targets_agree(hidden: tuple[int, ...], double: None) -> None:
+    """Parameters after two steps on 1, 2 and 4 devices; a batch that shows nothing moves none."""
+    config, stage = _plain_config(), END_TO_END
+    batch, start = _batch(stage, config), _params(stage, config)
+    batch["hr_mask"][list(hidden)] = False
+    results = []
+    for count in (1, 2, 4):
+        devices = jax.devices()[:count]
+        state = parallel.replicate(init_state(start, stage, config), devices)
+        for _ in range(2):
+            step = _mapped_step(stage, config, count)
+            state, metrics = step(state, parallel.shard(batch, devices))
+        results.append({**_leaves(state.params), "loss": np.asarray(metrics["loss"])})
+    for path, one in results[0].items():
+        for other in results[1:]:
+            np.testing.assert_allclose(other[path], one, rtol=0, atol=1e-8, err_msg=path)
+    moved = max(np.abs(results[0][path] - v).max() for path, v in _leaves(start).items())
+    assert (moved == 0) if len(hidden) == 4 else (moved > 1e-4)
+
+
+def test_fresh_parameters_are_of_the_dtype_asked_for() -> None:
+    for stage in STAGES:
+        single, double = _params(stage, _config()), _params(stage, _config("float64"))
+        for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(double), strict=True):
+            assert (a.dtype, b.dtype) == (np.float32, np.float64)
+            np.testing.assert_array_equal(a, b.astype(np.float32))
+
+
 @STAGE
 def test_only_trained_sub_trees_change(stage: Stage) -> None:
     config = _config()
@@ -166,10 +269,10 @@ def test_reference_step_lowers_for_accelerators(stage: Stage, platform: str) -> 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_forward_lowers_for_accelerators(platform: str) -> None:
     model = ModelConfig()
-    params = stages.fresh_params(stages.DEEPSUM, model, jax.random.key(0))
+    params = stages.fresh_params(END_TO_END, model, jax.random.key(0))
     images = jax.ShapeDtypeStruct((1, 9, 96, 96, 1), jnp.float32)
     masks = jax.ShapeDtypeStruct((1, 9, 96, 96, 1), jnp.bool_)
-    traced = jax.jit(Forward(model)).trace(params, images, masks)
+    traced = jax.jit(Forward(deepsum.run, model)).trace(params, images, masks)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert "stablehlo.convolution" in text
     assert "callback" not in text
@@ -179,7 +282,8 @@ def test_forward_lowers_for_accelerators(platform: str) -> None:
 def test_stage_learns(stage: Stage) -> None:
     """A few steps on one batch lower its loss."""
     settings = StageConfig(steps=30, batch_size=2, learning_rate=3e-3)
-    config = dataclasses.replace(_config(), **{stage.name: settings})
+    every: Any = {stage.name: settings}
+    config = dataclasses.replace(_config(), **every)
     batch = _batch(stage, config, size=2)
     state, step = init_state(_params(stage, config), stage, config), None
     step = jax.jit(make_train_step(stage, config))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import scipy.special
 
-from deepsum_jax.config import ModelConfig, Section, Settings, nearest
+from deepsum_jax.config import Compute, ModelConfig, Section, Settings, nearest
 from deepsum_jax.systems import bicubic_mean, deepsum, duf, ibp, sisr
 from deepsum_jax.systems.system import Params, Stage, System
 
@@ -82,39 +82,42 @@ def stages_of(config: ModelConfig) -> tuple[Stage, ...]:
 
 @functools.lru_cache(maxsize=16)
 def param_shapes(config: ModelConfig) -> Any:
-    """Shapes and dtypes of a system's parameters by sub-tree, as `jax.ShapeDtypeStruct`s."""
+    """Shapes of a system's parameters by sub-tree, as `jax.ShapeDtypeStruct`s."""
     return system_of(config).param_shapes(config)
 
 
-def draw_params(shapes: Any, key: jax.Array) -> Params:
+def draw_params(shapes: Any, key: jax.Array, compute: Compute = Compute()) -> Params:
     """Fresh parameters of given shapes: Glorot normal kernels truncated at two deviations, zero
     biases, unit scales; running statistics of mean 0 and variance 1.
 
     Drawn on the host: it takes milliseconds, where compiling as many small random programs takes
     seconds, and gives the same values on every device.
+
+    Args:
+      compute: gives their dtype.
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key), np.uint32).tolist())
-    low = scipy.special.ndtr(-2.0)
+    low, dtype = scipy.special.ndtr(-2.0), compute.param_dtype
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = path[-1].key
         if name != "kernel":
-            return np.full(leaf.shape, float(name in ("scale", "variance")), leaf.dtype)
+            return np.full(leaf.shape, float(name in ("scale", "variance")), dtype)
         fans = np.prod(leaf.shape[:-2]) * (leaf.shape[-2] + leaf.shape[-1]) / 2
         truncated = scipy.special.ndtri(rng.uniform(low, 1 - low, leaf.shape))
         # The truncation takes variance away: 0.8796… is the deviation that it leaves.
-        return (truncated / (np.sqrt(fans) * 0.87962566103423978)).astype(leaf.dtype)
+        return (truncated / (np.sqrt(fans) * 0.87962566103423978)).astype(dtype)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def init_params(config: ModelConfig, key: jax.Array) -> Params:
+def init_params(config: ModelConfig, key: jax.Array, compute: Compute = Compute()) -> Params:
     """Fresh parameters of a system, numpy arrays by sub-tree; for DeepSUM
     {"sisrnet", "regnet", "fusionnet"}.
 
     As the modules' own `init` would, but in milliseconds.
     """
-    params = dict(draw_params(param_shapes(config), key))
+    params = dict(draw_params(param_shapes(config), key, compute))
     if config.residual_init == "zeros":
         for name, layer in system_of(config).zeroed:
             last = params[name][layer]

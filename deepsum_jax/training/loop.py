@@ -49,7 +49,8 @@ def starting_params(
     Raises:
       ValueError: parameters that do not fit, all named.
     """
-    params = stages.fresh_params(stage, config.model, _key(config, stage, _FRESH_PARAMS))
+    key = _key(config, stage, _FRESH_PARAMS)
+    params = stages.fresh_params(stage, config.model, key, config.compute)
     if start is not None:
         given = {k: v for k, v in start.bundle.params.items() if k in params}
         params = stages.hand_over(params, given, "--init")

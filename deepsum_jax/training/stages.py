@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepsum_jax.config import ModelConfig, nearest
+from deepsum_jax.config import Compute, ModelConfig, nearest
 from deepsum_jax.systems.system import Params, Stage
 from deepsum_jax.systems.table import draw_params, init_params, stages_of, system_of
 
@@ -30,14 +30,16 @@ def number(one: Stage) -> int:
     return NAMES.index(one.name)
 
 
-def fresh_params(one: Stage, model: ModelConfig, key: Array) -> Params:
+def fresh_params(
+    one: Stage, model: ModelConfig, key: Array, compute: Compute = Compute()
+) -> Params:
     """Newly initialised parameters of every sub-tree that a stage trains or uses."""
     further = system_of(model).stage_shapes(model)
     params = {
-        name: draw_params(shapes, jax.random.fold_in(key, 1 + n))
+        name: draw_params(shapes, jax.random.fold_in(key, 1 + n), compute)
         for n, (name, shapes) in enumerate(further.items())
     }
-    params |= init_params(model, key)
+    params |= init_params(model, key, compute)
     return {name: params[name] for name in (*one.trains, *one.uses)}
 
 
