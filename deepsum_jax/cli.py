@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 import jax
 
-
 _asked_to_debug = False  # by the command that runs
 
 
