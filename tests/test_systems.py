@@ -40,8 +40,13 @@ def predict(*arguments: Any, **options: Any) -> Any:
     return deepsum_jax.predict(*arguments, **{"compute": FAST, **options})
 
 
-def DeepSUM(config: ModelConfig, **options: Any) -> Network:
+def DeepSUM(config: ModelConfig, **options: Any) -> Any:
     return Network(config, FAST, **options)
+
+
+def output_scale(config: ModelConfig) -> float:
+    """From the units of inputs to those of outputs."""
+    return float(np.divide(config.normalization.lr_std, config.normalization.hr_std))
 
 
 def _stacks(side: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -103,9 +108,8 @@ def test_cross_correlation_is_given_shifts() -> None:
     out = DeepSUM(config).apply({"params": params}, images, masks, False, shifts)
     expected = images.copy()
     expected[:, 1] = images[:, 0]
-    norm = config.normalization
     base = np.asarray(out.base)[0, 3:-3, 3:-3]
-    scale = norm.lr_std / norm.hr_std
+    scale = output_scale(config)
     np.testing.assert_allclose(base, expected.mean(1)[0, 3:-3, 3:-3] * scale, atol=1e-4)
     with pytest.raises(ValueError, match=r"shifts: found shape None, expected \(1, 3, 2\)"):
         DeepSUM(config).apply({"params": params}, images, masks)
@@ -118,8 +122,7 @@ def test_without_registration_frames_stay() -> None:
     config = dataclasses.replace(MODEL, registration="none", inpainting="none")
     images, masks = _stacks()
     out = DeepSUM(config).apply({"params": init_params(config, jax.random.key(0))}, images, masks)
-    norm = config.normalization
-    expected = images.mean(1) * (norm.lr_std / norm.hr_std)
+    expected = images.mean(1) * output_scale(config)
     np.testing.assert_allclose(out.base, expected, atol=1e-4)
 
 
@@ -147,7 +150,9 @@ def test_right_proposals_cost_nothing(registration: Any) -> None:
         last["bias"][(2 - 1) * 5 + (2 + 2)] = 50  # the tap at (K//2 − s_y, K//2 − s_x)
     images = np.random.default_rng(0).standard_normal((2, 1, 16, 16, 1)).astype(np.float32)
     shifts = np.array([[(0, 0), (1, -2), (1, -2)], [(0, 0), (1, -2), (-1, -2)]], np.int32)
-    loss, told = regnet_loss(params, {"images": images, "shifts": shifts}, config)
+    loss, told = regnet_loss(
+        params, {"images": jnp.asarray(images), "shifts": jnp.asarray(shifts)}, config
+    )
     np.testing.assert_allclose(loss[0], 0, atol=1e-6)
     assert float(loss[1]) > 0.5
     np.testing.assert_allclose(told["accuracy"], [1, 0.5])
@@ -177,15 +182,16 @@ def test_nonlocal_sisrnet() -> None:
     with pytest.raises(ValueError, match=r"neighbours: found 41, expected 0 to 40 \(of a 7×7"):
         param_shapes(small)
     images = np.random.default_rng(3).standard_normal((1, 2, 16, 16, 1)).astype(np.float32)
-    out = SISRNet(config, FAST).apply({"params": params}, images)
+    network: Any = SISRNet(config, FAST)
+    out = network.apply({"params": params}, images)
     first = dataclasses.replace(config, sisrnet_layers=1)
-    x = SISRNet(first, FAST).apply({"params": params}, images)
+    x: Any = SISRNet(first, FAST).apply({"params": params}, images)
     x = GraphConv(config.features, config, FAST).apply({"params": params["conv1"]}, x)
     norm = params["norm1"]
     x = ops.leaky_relu(ops.instance_norm(jnp.asarray(x), norm["scale"], norm["bias"]))
     np.testing.assert_allclose(out, x, atol=1e-4)
     images[:, 0] = 0
-    other = SISRNet(config, FAST).apply({"params": params}, images)
+    other = network.apply({"params": params}, images)
     np.testing.assert_allclose(other[0, 1], out[0, 1], atol=1e-5)  # frames do not mix
     config = dataclasses.replace(config, system="deepsum")
     given = {"params": init_params(config, jax.random.key(0))}
@@ -199,14 +205,16 @@ def test_shifts_turn_with_their_images(code: int) -> None:
     """A frame and its shift, turned together, still register on the turned reference."""
     rng = np.random.default_rng(1)
     frame = rng.standard_normal((12, 12))
-    shift = np.array([2, -1])
+    shift = (2, -1)
     reference = resample.translate(frame, shift)
     record = {
         "images": np.stack([reference, frame])[..., None],
         "frame_shifts": np.array([(0, 0), shift], np.float32),
     }
     turned = flip_and_rotate(record, code)
-    moved = resample.translate(turned["images"][1, ..., 0], turned["frame_shifts"][1].astype(int))
+    moved = resample.translate(
+        turned["images"][1, ..., 0], turned["frame_shifts"][1].astype(int).tolist()
+    )
     np.testing.assert_array_equal(moved[3:-3, 3:-3], turned["images"][0, 3:-3, 3:-3, 0])
 
 
