@@ -295,8 +295,9 @@ def _structureless(data: Path, name: str) -> float:
 @pytest.mark.parametrize(
     "settings",
     [
-        ["model.system=sisr"],
-        ["model.system=duf"],
+        # What does not start from an enlarged image needs some steps to get to one.
+        ["model.system=sisr", "sisrnet.steps=80", "sisrnet.learning_rate=5e-3"],
+        ["model.system=duf", "deepsum.steps=40", "deepsum.learning_rate=3e-3"],
         ["model.registration=correlation"],
         ["model.registration=shifts"],
         ["model.registration=none", "model.inpainting=none"],
@@ -307,17 +308,19 @@ def _structureless(data: Path, name: str) -> float:
     ids=" ".join,
 )
 def test_every_system_trains_and_scores(settings: list[str], data: Path, tmp_path: Path) -> None:
-    short = [f"{stage}.{field}={value}" for stage in ("sisrnet", "regnet", "deepsum")
-             for field, value in (("steps", 2), ("validate_every", 2))]  # fmt: skip
+    few = {"steps": 2, "validate_every": 20, "checkpoint_every": 20}
+    short = [f"{stage}.{field}={n}" for stage in stages.NAMES for field, n in few.items()]
     config = override(TINY, [*short, *settings])
     bundle = train.train(tmp_path / "w", config, data, progress=False)
     assert set(param_shapes(bundle.config)) <= set(bundle.params)
     summary, _ = scoring.evaluate(bundle, data, "test", compute=FAST)
     assert summary["n"] == 2
-    # A residual branch that starts at nothing leaves the frames' mean, which no two steps spoil;
-    # an image without any structure has what its brightness correction leaves: HR's deviation.
+    # An image of zeros has some 36 dB: brightness correction makes it the mean of HR. Frames that
+    # nobody registers are blurred; all else is about as good as a bicubic image.
+    below = 6 if config.model.registration == "none" else 3
     for row in summary["scenes"]:
-        assert row["cpsnr"] > max(_structureless(data, row["name"]) + 3, row["bicubic"] - 3)
+        assert row["cpsnr"] > _structureless(data, row["name"]) + 3
+        assert row["cpsnr"] > row["bicubic"] - below
     assert ("registration" in summary) == (config.model.system == "deepsum")
     assert bundle.info.reference == config.data.reference
     assert (bundle.config.neighbours, bundle.config.norm) == (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ from helpers import contents
 from deepsum_jax import Bundle, ModelConfig, files, save_params, train
 from deepsum_jax.bundle import BundleInfo, params_digest
 from deepsum_jax.config import SimulationConfig, TrainConfig, override, preset
+from deepsum_jax.data import kelvins
 from deepsum_jax.data.simulation import write_dataset
 from deepsum_jax.systems.system import Stage
 from deepsum_jax.systems.table import init_params
@@ -320,7 +320,6 @@ def test_settings_of_the_run_are_json(
         assert TrainConfig.from_dict(stored) == TINY
     else:
         assert stored["root"] == str(scenes) and len(stored["train"]) == 2
-    shutil.rmtree(tmp_path / "w")
 
 
 def test_own_scenes_have_the_models_scale(tmp_path: Path) -> None:
@@ -332,8 +331,5 @@ def test_own_scenes_have_the_models_scale(tmp_path: Path) -> None:
         ),
     )
     root = training_run.simulated_scenes(config, tmp_path)
-    truth = next(root.rglob("HR.png"))
-    from deepsum_jax.data import kelvins
-
-    assert kelvins.read_png16(truth).shape == (32, 32)
+    assert kelvins.read_png16(next(root.rglob("HR.png"))).shape == (32, 32)
     assert ModelConfig().scale == SimulationConfig().scale == 3
