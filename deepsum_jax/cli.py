@@ -6,22 +6,41 @@ import argparse
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
+_asked_to_debug = False  # by the command that runs
+
+
+class _Debug(argparse.Action):
+    """Sets what `run` goes by, whichever parser of a command meets the option."""
+
+    def __call__(self, *_: Any) -> None:
+        global _asked_to_debug
+        _asked_to_debug = True
+
 
 def parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser whose help keeps the layout of its examples."""
-    return argparse.ArgumentParser(
+    """A parser whose help keeps the layout of its examples, with the options of all commands."""
+    p = argparse.ArgumentParser(
         prog=prog,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    p.add_argument(
+        "--debug",
+        action=_Debug,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="show where in the code an error arose",
+    )
+    return p
 
 
 def positive(text: str) -> int:
@@ -58,8 +77,20 @@ def _keep_compiled() -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.join(home, "deepsum_jax"))
 
 
+def _fail(error: Exception, message: str) -> NoReturn:
+    if _asked_to_debug:
+        traceback.print_exception(error)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 def run(main: Callable[[], None]) -> None:
-    """Runs a command: an error of the input becomes one line and exit status 2."""
+    """Runs a command: an error of the input becomes one line and exit status 2.
+
+    With `--debug` its traceback stands before that line.
+    """
+    global _asked_to_debug
+    _asked_to_debug = False
     warnings.showwarning = _one_line_warning
     _keep_compiled()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -67,14 +98,12 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except (ValueError, TypeError, OSError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        _fail(error, _one_line(error))
     except (MemoryError, RuntimeError) as error:
         # XLA has no kind of its own for it.
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print(f"error: out of memory: {_one_line(error)[:200]}", file=sys.stderr)
-        sys.exit(2)
+        _fail(error, f"out of memory: {_one_line(error)[:200]}")
     except KeyboardInterrupt:
         print("interrupted; a training goes on where it was with the same command", file=sys.stderr)
         sys.exit(130)

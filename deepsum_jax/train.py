@@ -79,13 +79,12 @@ DIR has the layout of the PROBA-V Kelvins challenge:
 def _settings(args: argparse.Namespace) -> tuple[TrainConfig, Path | None]:
     """The configuration and data that the arguments mean.
 
-    A bare `--workdir` of an earlier run means that run's own.
+    A `--workdir` of an earlier run without `--preset` and `--data` means that run's own, with what
+    is `--set` on top.
     """
-    stored = None
-    if not (args.data or args.preset or args.assignments):
-        stored = workdir.read_config(args.workdir)
+    stored = None if args.data or args.preset else workdir.read_config(args.workdir)
     if stored is not None:
-        return stored, workdir.stored_root(args.workdir)
+        return override(stored, args.assignments), workdir.stored_root(args.workdir)
     config = preset(args.preset or ("reference" if args.data else "demo"))
     return override(config, args.assignments), args.data
 

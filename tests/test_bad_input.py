@@ -21,11 +21,16 @@ from PIL import Image
 
 from deepsum_jax import Bundle, cli, evaluate, files, save_params, simulate, tf_import
 from deepsum_jax import train as training
-from deepsum_jax.config import TINY
+from deepsum_jax.config import SimulationConfig, preset
 from deepsum_jax.data import kelvins
+from deepsum_jax.data.simulation import write_dataset
 from deepsum_jax.predict import main as predict_main
+from deepsum_jax.training import run as training_run
+from deepsum_jax.training.state import StateKeeper
 
-SIMULATION = simulate.SimulationConfig(lr_size=16, min_frames=4, max_frames=5)
+SIMULATION = SimulationConfig(
+    scenes=4, test_scenes=1, seed=0, lr_size=16, min_frames=4, max_frames=5
+)
 SCENE = "train/NIR/imgset0594"
 
 
@@ -33,7 +38,7 @@ SCENE = "train/NIR/imgset0594"
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four small training scenes and a test scene in `data`, a network in `bundle`."""
     root = tmp_path_factory.mktemp("template")
-    simulate.write_dataset(root / "data", SIMULATION, 4, 1, seed=0)
+    write_dataset(root / "data", SIMULATION)
     save_params(root / "bundle", random_bundle())
     return root
 
@@ -223,7 +228,7 @@ def stopped(*_: Any, **__: Any) -> None:
 def test_scene_bad_by_content_is_skipped_named_and_counted(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(training, "run_stage", stopped)
+    monkeypatch.setattr(training_run, "run_stage", stopped)
     scene = kelvins.read_scene(root / "data" / SCENE)
     for path in (root / "data" / SCENE).glob("QM*.png"):
         kelvins.write_mask_png(path, np.zeros_like(scene.masks[0]))
@@ -302,7 +307,7 @@ def test_workdir_that_is_a_file(root: Path, refused: Refused) -> None:
 def test_workdir_of_another_run(
     root: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "run_stage", stopped)
+    monkeypatch.setattr(training_run, "run_stage", stopped)
     command = ["--workdir", root / "w", "--data", root / "data", "--preset", "tiny"]
     with pytest.raises(ValueError, match="far enough"):
         training.main([str(a) for a in command])
@@ -412,7 +417,7 @@ def test_half_a_network(root: Path, refused: Refused) -> None:
 
 def test_workdir_without_parameters_yet(root: Path, refused: Refused) -> None:
     (root / "w").mkdir()
-    files.write_json(root / "w" / "config.json", TINY.to_dict())
+    files.write_json(root / "w" / "config.json", preset("tiny").to_dict())
     message = refused(evaluate.main, "--params", root / "w", "--data", root / "data")
     assert "found a workdir without any saved parameters yet" in message
 
@@ -426,8 +431,6 @@ def test_bundle_is_not_written_over_something_else(root: Path) -> None:
 
 
 def test_damaged_training_state(tmp_path: Path) -> None:
-    from deepsum_jax.checkpoint import StateKeeper
-
     state = {"weights": np.arange(8.0)}
     keeper = StateKeeper(tmp_path)
     keeper.save(4, state, {"best": None})
@@ -630,8 +633,8 @@ def test_image_beyond_what_is_read_at_once(
     ("arguments", "words"),
     [
         (["--scenes", "0"], "found 0 scenes"),
-        (["--scenes", "-1"], "found -1 scenes"),
-        (["--scenes", "1", "--seed", "-1"], "seed -1"),
+        (["--scenes", "-1"], "scenes: found -1"),
+        (["--scenes", "1", "--seed", "-1"], "seed: found -1"),
         (["--scenes", "1", "--size", "8"], "lr_size: found 8, expected 16 to 4096"),
         (["--scenes", "1", "--min-frames", "0"], "min_frames: found 0"),
         (["--scenes", "1", "--max-frames", "3"], "max_frames: found 3, expected 9"),
@@ -751,6 +754,45 @@ def test_errors_become_one_line(
         cli.run(main)
     assert stopped.value.code == status
     assert capsys.readouterr().err == f"error: {words}\n" or words == "out of memory"
+
+
+COMMANDS = (predict_main, evaluate.main, training.main, simulate.main, tf_import.main)
+
+
+@pytest.mark.parametrize("main", COMMANDS, ids=lambda main: main.__module__)
+def test_debug_shows_where_an_error_arose(
+    main: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For every command: its help has it, and `run` honours it, this time alone."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "--debug" in capsys.readouterr().out
+
+    def fails(*arguments: str) -> str:
+        parser = sys.modules[main.__module__].parser()
+        monkeypatch.setattr(parser, "error", lambda message: None)  # other arguments are missing
+
+        def command() -> None:
+            parser.parse_args(arguments)
+            raise ValueError("the cause")
+
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(command)
+        assert stopped.value.code == 2
+        return capsys.readouterr().err
+
+    shown = fails("--debug")
+    assert shown.startswith("Traceback") and 'raise ValueError("the cause")' in shown
+    assert shown.endswith("\nerror: the cause\n")
+    assert fails() == "error: the cause\n"
+
+
+def test_debug_of_a_whole_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--params", str(root / "nowhere"), "--output", str(root / "sr.npy"), "--debug"]
+    with pytest.raises(SystemExit):
+        cli.run(lambda: predict_main([*command, str(root / "data" / SCENE)]))
+    shown = capsys.readouterr().err
+    assert "in find_bundle" in shown and "nowhere: no such folder" in shown.splitlines()[-1]
 
 
 def test_faults_of_ours_keep_their_traceback() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ import pytest
 from deepsum_jax.config import (
     NORMALIZATIONS,
     PRESETS,
+    Compute,
     DataConfig,
     ModelConfig,
     Normalization,
     Section,
-    SimulatedDataConfig,
+    Settings,
+    SimulationConfig,
     StageConfig,
     TrainConfig,
     override,
@@ -24,14 +27,17 @@ from deepsum_jax.config import (
 
 PER_CHANNEL = Normalization(lr_mean=(1.0, 2.5), lr_std=(3.0, 4.0), hr_mean=7, hr_std=(0.5,))
 UNUSUAL = TrainConfig(
-    preset="",
     seed=2**31 - 1,
     border=0,
-    model=ModelConfig(channels=2, scale=2, normalization=PER_CHANNEL, precision="default"),
+    model=ModelConfig(channels=2, scale=2, normalization=PER_CHANNEL, options=Settings({"iterations": 3})),
+    compute=Compute(precision="default", dtype="bfloat16"),
     data=DataConfig(band="B08", augment=True, cache=False, max_value=0, min_lr_clearance=0),
     regnet=StageConfig(steps=0, schedule="cosine", clip_norm=0.5),
 )
-EVERY = [*PRESETS.values(), UNUSUAL, PER_CHANNEL, StageConfig(), ModelConfig(), DataConfig()]
+EVERY: list[Section] = [
+    *PRESETS.values(), UNUSUAL, PER_CHANNEL, StageConfig(), ModelConfig(), DataConfig(),
+    SimulationConfig(bands=("RED", "NIR"), seed=3), Compute(backend="plain"),
+]  # fmt: skip
 
 
 # --- what is documented
@@ -51,15 +57,11 @@ def test_default_model_is_the_reference_network() -> None:
         "inpainting": "after_registration",
         "mask_alignment": "filters",
         "mask_threshold": 0.9,
-        "rematerialize": False,
         "system": "deepsum",
         "registration": "regnet",
         "global_residual": True,
         "residual_init": "glorot",
-        "dtype": "float32",
-        "param_dtype": "float32",
-        "precision": "highest",
-        "backend": "auto",
+        "options": {},
     }
     found = ModelConfig().to_dict()
     normalization = found.pop("normalization")
@@ -69,6 +71,13 @@ def test_default_model_is_the_reference_network() -> None:
         "lr_std": 2316.3408,
         "hr_mean": 7754.664,
         "hr_std": 596.982,
+    }
+    assert Compute().to_dict() == {
+        "dtype": "float32",
+        "param_dtype": "float32",
+        "precision": "highest",
+        "backend": "auto",
+        "rematerialize": False,
     }
     assert ModelConfig().fusionnet_layers == 4
     assert [ModelConfig(num_frames=n).fusionnet_layers for n in (3, 5, 7)] == [1, 2, 3]
@@ -83,9 +92,7 @@ def test_published_normalizations() -> None:
 
 
 def test_presets() -> None:
-    assert {name: config.preset for name, config in PRESETS.items()} == {
-        name: name for name in ("reference", "demo", "tiny")
-    }
+    assert list(PRESETS) == ["reference", "demo", "tiny"]
     assert all(preset(name) is config for name, config in PRESETS.items())
     with pytest.raises(ValueError, match=r"'refrence'.*'reference'"):
         preset("refrence")
@@ -95,7 +102,7 @@ def test_presets() -> None:
 
 def test_reference_preset_is_as_published() -> None:
     config = preset("reference")
-    assert config.model == ModelConfig() and config.border == 3
+    assert config.model == ModelConfig() and config.border == 3 and config.compute == Compute()
     data = config.data
     assert (data.patch_size, data.patches_per_scene, data.max_shift) == (96, 100, 4)
     assert (data.min_lr_clearance, data.min_hr_clearance, data.max_value) == (0.7, 0.85, 60000)
@@ -167,9 +174,14 @@ def test_from_dict_is_strict(kind: type[Section], data: Any, named: str) -> None
         *[(ModelConfig, "mask_threshold", value) for value in (0, 1.1, float("nan"), "0.9", True)],
         (ModelConfig, "residual_init", "ones"),
         (ModelConfig, "normalization", {}),
-        *[(ModelConfig, "dtype", value) for value in ("int32", 32)],
-        (ModelConfig, "param_dtype", "bfloat16"),
-        (ModelConfig, "precision", "HIGHEST"),
+        (ModelConfig, "neighbours", -1),
+        *[(ModelConfig, "system", value) for value in (None, 3)],
+        *[(ModelConfig, "options", value) for value in (None, 3, "search")],
+        *[(Compute, "dtype", value) for value in ("int32", 32)],
+        (Compute, "param_dtype", "bfloat16"),
+        (Compute, "precision", "HIGHEST"),
+        (Compute, "backend", "gpu"),
+        (Compute, "rematerialize", 1),
         *[(Normalization, "lr_std", value) for value in (0, -1.0, (1.0, 0.0), ("1",), (True,))],
         *[(Normalization, "hr_std", value) for value in (0.0, float("nan"), None)],
         *[(Normalization, "lr_mean", value) for value in ("0", None, ("a",))],
@@ -184,9 +196,11 @@ def test_from_dict_is_strict(kind: type[Section], data: Any, named: str) -> None
         (DataConfig, "band", None),
         (DataConfig, "registration", "phase"),
         (DataConfig, "normalization", "NIR"),
-        *[(SimulatedDataConfig, "scenes", value) for value in (1, 2.0)],
-        (SimulatedDataConfig, "test_scenes", 0),
-        (SimulatedDataConfig, "lr_size", 7),
+        *[(SimulationConfig, "scenes", value) for value in (-1, 2.0)],
+        (SimulationConfig, "test_scenes", -1),
+        (SimulationConfig, "lr_size", 7),
+        (SimulationConfig, "seed", -1),
+        *[(SimulationConfig, "bands", value) for value in ((), ("BLUE",), ("NIR", "NIR"))],
         (StageConfig, "steps", -1),
         (StageConfig, "batch_size", 0),
         *[(StageConfig, "learning_rate", value) for value in (0, -1e-3, float("nan"))],
@@ -214,9 +228,80 @@ def test_wrong_values_are_named(kind: type[Section], field: str, value: Any) -> 
         {"min_frames": -3, "max_frames": -1},
     ],
 )
-def test_simulated_frame_counts_make_a_range(config: dict[str, int]) -> None:
+def test_simulated_frame_counts_make_a_range(config: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="frames"):
-        SimulatedDataConfig(**config)
+        SimulationConfig(**config)
+
+
+@pytest.mark.parametrize(("field", "value"), [("scenes", 0), ("scenes", 1), ("test_scenes", 0)])
+def test_a_training_needs_scenes(field: str, value: int) -> None:
+    """One to train on, one to validate, one to report; a simulation by itself may have fewer."""
+    few = SimulationConfig(**{field: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"SimulationConfig\.{field}: found {value}, expected ≥"):
+        TrainConfig(simulation=few)
+
+
+def test_options_are_plain_immutable_and_hashable() -> None:
+    """They are the system's; here they only have to survive."""
+    config = ModelConfig(system="ibp", options={"step": 1.5, "order": [3, 1]})  # type: ignore[arg-type]
+    assert config.options == {"order": (3, 1), "step": 1.5}
+    assert hash(config) == hash(ModelConfig(system="ibp", options=config.options))
+    assert config != ModelConfig(system="ibp")
+    with pytest.raises(TypeError):
+        config.options["step"] = 2  # type: ignore[index]
+    again = ModelConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config and hash(again) == hash(config)
+
+
+# --- dictionaries of earlier versions
+
+EARLIER = {
+    "preset": "demo",
+    "seed": 3,
+    "model": {
+        "features": 24,
+        "dtype": "bfloat16",
+        "param_dtype": "float64",
+        "precision": "high",
+        "backend": "accelerator",
+        "rematerialize": True,
+    },
+    "simulation": {
+        "scenes": 48,
+        "test_scenes": 24,
+        "lr_size": 64,
+        "seed": 0,
+        "min_frames": 9,
+        "max_frames": 12,
+    },
+}
+
+
+def test_dictionaries_of_earlier_versions_load() -> None:
+    """`preset` was a note, what a run computes with stood in `model`, and there were fewer knobs
+    of the simulation, with the same values for the others."""
+    expected = TrainConfig(
+        seed=3,
+        model=ModelConfig(features=24),
+        compute=Compute("bfloat16", "float64", "high", "accelerator", True),
+    )
+    assert TrainConfig.from_dict(EARLIER) == expected
+    assert TrainConfig.from_dict(expected.to_dict()) == expected
+    assert ModelConfig.from_dict(EARLIER["model"]) == ModelConfig(features=24)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ({"backend": "gpu"}, r"Compute\.backend: found 'gpu'"),
+        ({"dtype": 32}, r"Compute\.dtype: found 32"),
+        ({"dtyp": "float32"}, r"ModelConfig has no field 'dtyp'"),
+    ],
+)
+def test_wrong_values_of_earlier_versions_are_named(model: dict[str, Any], named: str) -> None:
+    for load in (ModelConfig.from_dict, lambda m: TrainConfig.from_dict({"model": m})):
+        with pytest.raises(ValueError, match=named):
+            load(model)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
@@ -274,7 +359,11 @@ def test_sections_are_frozen_and_hashable() -> None:
         ("model.mask_threshold=0.75", 0.75),
         ("model.mask_threshold=1", 1),
         ("model.inpainting=before_registration", "before_registration"),
-        ("model.precision=high", "high"),
+        ("compute.precision=high", "high"),
+        ("compute.backend=plain", "plain"),
+        ("model.options.search=7", 7),
+        ("model.options.step=1.5", 1.5),
+        ("simulation.change=0.5", 0.5),
         ("model.normalization.lr_mean=812.5", 812.5),
         ("model.normalization.lr_mean=(812.5,)", (812.5,)),
         ("model.normalization.hr_std=[4]", (4,)),
@@ -296,21 +385,22 @@ def test_override(assignment: str, expected: Any) -> None:
     found: Any = config
     path = assignment.partition("=")[0].strip().split(".")
     for key in path:
-        found = getattr(found, key)
+        found = found[key] if isinstance(found, Mapping) else getattr(found, key)
     assert found == expected and type(found) is type(expected)
     # Everything else is as before.
     before, after = TrainConfig().to_dict(), config.to_dict()
     inner = [before, after]
     for key in path[:-1]:
         inner = [data[key] for data in inner]
-    inner[0][path[-1]] = inner[1][path[-1]]
+    assert inner[1].pop(path[-1]) == expected
+    inner[0].pop(path[-1], None)  # options that are left out are not there
     assert before == after
 
 
 def test_overrides_come_in_order() -> None:
     config = override(preset("tiny"), ["seed=1", "model.features=8", "seed=2"])
     assert config.seed == 2 and config.model.features == 8
-    assert config.preset == "tiny" and config.model.num_frames == 3
+    assert config.model.num_frames == 3
     assert override(preset("tiny"), []) == preset("tiny")
 
 
@@ -338,7 +428,13 @@ def test_fields_that_depend_on_each_other(assignments: list[str]) -> None:
         ("modle.features=1", r"'modle'.*'model'"),
         ("model.feature=1", r"'feature'.*'features'"),
         ("model.normalization.lr_men=1", r"'lr_men'.*'lr_mean'"),
-        ("zzz=1", "valid: preset, seed"),
+        ("zzz=1", "valid: seed, border"),
+        ("preset=demo", r"no field 'preset'"),
+        ("model.backend=cpu", r"no field 'backend'; it is compute\.backend now"),
+        ("model.dtype=float32", r"no field 'dtype'; it is compute\.dtype now"),
+        ("model.options=3", r"model\.options\.NAME"),
+        ("model.options.search.x=3", r"model\.options"),
+        ("simulation.scenes=1", r"SimulationConfig\.scenes: found 1"),
         ("model=8", r"model\.num_frames"),
         ("model.normalization=NIR", r"model\.normalization\.lr_mean"),
         ("seed.x=1", "'seed' has no fields"),

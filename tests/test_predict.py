@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,20 +13,29 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import TINY, delta_bundle, landscape, random_bundle, refuser
+from helpers import FAST, TINY, delta_bundle, landscape, random_bundle, refuser
 
-from deepsum_jax import Bundle, Normalization, Prediction, predict, save_params
+import deepsum_jax
+from deepsum_jax import Bundle, ModelConfig, Normalization, Prediction, save_params
 from deepsum_jax.bundle import BundleInfo
-from deepsum_jax.data import kelvins, prepare
+from deepsum_jax.data import kelvins
+from deepsum_jax.data.fill import fill_hidden
 from deepsum_jax.data.frames import select_frames
+from deepsum_jax.data.resample import bicubic_upsample, nearest_upsample
 from deepsum_jax.data.scene import Scene
-from deepsum_jax.model import ops
-from deepsum_jax.predict import main, run_window
-from deepsum_jax.systems.windows import average_windows, make_windows
+from deepsum_jax.predict import main
+from deepsum_jax.systems.system import Stack, SuperResolved
+from deepsum_jax.systems.table import SYSTEMS
+from deepsum_jax.systems.windows import average_windows, make_windows, window_inputs
 
 NORM = Normalization(lr_mean=60.0, lr_std=20.0, hr_mean=60.0, hr_std=10.0)
 MODEL = dataclasses.replace(TINY, normalization=NORM)
 RANDOM, MEAN = random_bundle(MODEL), delta_bundle(MODEL)
+
+
+def predict(*arguments: Any, **options: Any) -> Any:
+    """`deepsum_jax.predict` in a formulation that compiles fast; the commands have their own."""
+    return deepsum_jax.predict(*arguments, **{"compute": FAST, **options})
 
 
 def frames(count: int, height: int = 8, width: int = 8) -> np.ndarray:
@@ -42,7 +53,7 @@ def clouded(count: int, *clear: float) -> np.ndarray:
 
 
 def upsampled(stack: np.ndarray) -> np.ndarray:
-    return ops.bicubic_upsample(stack.astype(np.float32), 3)
+    return bicubic_upsample(stack.astype(np.float32), 3)
 
 
 # --- stacks of any kind
@@ -70,9 +81,22 @@ def test_any_number_of_frames(count: int) -> None:
 
 def test_limit_of_frames() -> None:
     stack = frames(20)
-    for limit, used in ((1, 3), (3, 3), (5, 5), (99, 20)):
+    for limit, used in ((None, 15), (1, 1), (2, 2), (3, 3), (5, 5), (99, 20)):
         result = predict(MEAN, stack, max_frames=limit, return_details=True)
         assert result.frames_used == tuple(range(used))
+    assert predict(MEAN, stack, return_details=True).frames_used == tuple(range(15))
+    # One frame is the reference alone, repeated; two are it twice, and the next.
+    one = predict(MEAN, stack, max_frames=1, reference=4, return_details=True)
+    assert (one.reference_index, one.frames_used) == (4, (4,))
+    np.testing.assert_allclose(one.image, upsampled(stack[4:5])[0], atol=2e-4)
+    two = predict(MEAN, stack, max_frames=2, return_details=True)
+    np.testing.assert_allclose(two.weights, [2 / 3, 1 / 3], rtol=1e-6)
+    expected = np.tensordot(two.weights, upsampled(stack[:2]), 1)
+    np.testing.assert_allclose(two.image, expected, atol=2e-4)
+    # A network that takes more frames than the default limit gets as many as it takes.
+    large = delta_bundle(dataclasses.replace(MODEL, num_frames=17))
+    assert len(predict(large, stack, return_details=True).frames_used) == 17
+    assert select_frames(np.ones((20, 8, 8), bool), 17, max_frames=4) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +171,7 @@ def test_other_scales(scale: int) -> None:
     config = dataclasses.replace(MODEL, scale=scale)
     stack = frames(3, 5, 6)
     image = predict(delta_bundle(config), stack)
-    expected = ops.bicubic_upsample(stack.astype(np.float32), scale).mean(axis=0)
+    expected = bicubic_upsample(stack.astype(np.float32), scale).mean(axis=0)
     np.testing.assert_allclose(image, expected, atol=2e-4)
 
 
@@ -184,7 +208,7 @@ def test_clouds_stay_what_they_are() -> None:
     # The published network saw clouds in its statistics; only what is no measurement is filled.
     stack, masks = frames(4), clouded(4, 1, 0.9, 0.8, 0.7)
     stack[~masks] = 250
-    filled = prepare.fill_hidden(stack[..., None], masks)[..., 0]
+    filled = fill_hidden(stack[..., None], masks)[..., 0]
     np.testing.assert_array_equal(filled, stack.astype(np.float32))
 
 
@@ -192,11 +216,11 @@ def test_filled_with_the_frames_own_median() -> None:
     stack, masks = frames(3)[..., None].repeat(2, axis=-1), clouded(3, 1, 0.5, 0)
     stack[..., 1] *= 2
     stack[~masks] = np.nan
-    filled = prepare.fill_hidden(stack, masks)
+    filled = fill_hidden(stack, masks)
     assert np.isfinite(filled).all()
     np.testing.assert_allclose(filled[1, -1, -1], np.median(stack[1][masks[1]], axis=0), rtol=1e-6)
     np.testing.assert_allclose(filled[2, 0, 0], np.median(stack[masks], axis=0), rtol=1e-6)
-    one = prepare.fill_hidden(np.full((1, 2, 2, 1), np.nan), np.zeros((1, 2, 2), bool))
+    one = fill_hidden(np.full((1, 2, 2, 1), np.nan), np.zeros((1, 2, 2), bool))
     np.testing.assert_array_equal(one, 0)
 
 
@@ -205,7 +229,7 @@ def test_hidden_pixels_come_from_the_first_reliable_frame() -> None:
     masks[0, 6:] = False
     masks[:, 7, 7] = False  # reliable nowhere: keeps its value
     stack[~masks] += 70
-    up, clear = upsampled(stack), ops.nearest_upsample(masks, 3)
+    up, clear = upsampled(stack), nearest_upsample(masks, 3)
     first = np.argmax(clear, axis=0)
     donor = np.take_along_axis(up, first[None], axis=0)
     expected = np.where(~clear & clear.any(axis=0), donor, up).mean(axis=0)
@@ -327,7 +351,7 @@ def test_unknown_reference(reference: Any, expected: str) -> None:
         predict(MEAN, frames(3), reference=reference)
 
 
-@pytest.mark.parametrize("limit", [0, -1, 2.5, None, "all"])
+@pytest.mark.parametrize("limit", [0, -1, 2.5, "all"])
 def test_unknown_limit(limit: Any) -> None:
     with pytest.raises(ValueError, match=r"max_frames: found .* expected a whole number above 0"):
         predict(MEAN, frames(3), max_frames=limit)
@@ -375,7 +399,7 @@ def test_average_registers_on_the_first_window() -> None:
 
 @pytest.mark.parametrize("registration", ["regnet", "correlation"])
 def test_shifted_masks_are_relative_to_their_window(
-    registration: Any, monkeypatch: pytest.MonkeyPatch
+    registration: Any,
 ) -> None:
     """Window n is registered on its own first frame: masks, and the frames of a system that
     registers by cross-correlation, move by s[n + j] − s[n]."""
@@ -385,26 +409,16 @@ def test_shifted_masks_are_relative_to_their_window(
     stack = np.stack([place[10 + y : 50 + y, 10 + x : 50 + x] for y, x in offsets])[..., None]
     shifts = 3 * offsets  # registered(y) = frame(y − s) = place(y − s + offset)
     masks = np.random.default_rng(3).random((5, 40, 40)) < 0.8
-    seen: list[np.ndarray] = []
-    moves: list[Any] = []
-
-    def spy(params: Any, images: Any, masks: Any, masks_registered: bool, shifts: Any) -> Any:
-        assert masks_registered
-        moves.append(shifts)
-        seen.append(masks[0, ..., 0])
-        return np.zeros((1, 120, 120, 1)), np.zeros((1, 2, 5, 5))
-
-    monkeypatch.setattr(sys.modules["deepsum_jax.predict"], "compiled_forward", lambda config: spy)
-    windows = make_windows(stack, masks, [0, 1, 2, 3, 4], config)
+    windows = make_windows(Stack(stack, masks), config)
     assert windows.shifts is not None
     np.testing.assert_array_equal(windows.shifts, shifts)
     for window in range(3):
-        run_window({}, windows, window, config)
+        given = window_inputs(windows, window, config)
         if registration == "regnet":
-            assert moves[-1] is None
+            assert given.shifts is None
         else:
             own = shifts[window : window + 3] - shifts[window]
-            np.testing.assert_array_equal(moves[-1], own[None])
+            np.testing.assert_array_equal(given.shifts, own)
         for j in range(3):
             down, right = shifts[window + j] - shifts[window]
             up = masks[window + j].repeat(3, axis=0).repeat(3, axis=1)
@@ -412,7 +426,27 @@ def test_shifted_masks_are_relative_to_their_window(
             for y in range(max(0, down), min(120, 120 + down)):
                 columns = np.arange(max(0, right), min(120, 120 + right))
                 expected[y, columns] = up[y - down, columns - right]
-            np.testing.assert_array_equal(seen[-1][j], expected)
+            np.testing.assert_array_equal(given.masks[j, ..., 0], expected)
+
+
+@pytest.mark.parametrize("alignment", ["filters", "shifts"])
+def test_the_network_is_told_whether_masks_are_registered(alignment: Any) -> None:
+    """Delta filters that move frame 1's mask, or a mask that is taken as it comes."""
+    config = dataclasses.replace(MODEL, mask_alignment=alignment)
+    bundle = delta_bundle(config, (2, 0))
+    place = landscape(60, 60, seed=4)
+    stack = np.stack([place[10:26, 10:26]] * 3)  # cross-correlation finds no shift
+    masks = np.ones(stack.shape, bool)
+    masks[1, 4:8] = False  # HR rows 12 … 23
+    result = predict(bundle, stack, masks, reference=0)
+    up = upsampled(stack)
+    moved = np.roll(up[0], 2, axis=0)
+    hidden = slice(14, 26) if alignment == "filters" else slice(12, 24)
+    frame = moved.copy()
+    frame[hidden] = up[0][hidden]
+    expected = (up[0] + frame + moved) / 3
+    inner = (slice(4, -4), slice(4, -4))
+    np.testing.assert_allclose(result[inner], expected[inner], atol=2e-4)
 
 
 def test_shifted_masks_end_to_end() -> None:
@@ -459,6 +493,64 @@ def test_partial_bundle_is_refused() -> None:
         predict(partial, frames(3))
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("ibpp", "did you mean 'ibp'"), ("x", "valid: deepsum, duf")]
+)
+def test_unknown_system(name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=f"model.system: found '{name}'; {words}"):
+        predict(Bundle({}, ModelConfig(system=name)), frames(3))
+
+
+def test_options_are_the_systems_own() -> None:
+    def given(system: str, **options: Any) -> ModelConfig:
+        return ModelConfig.from_dict({"system": system, "options": options})
+
+    sharp, soft = (
+        predict(Bundle({}, given("ibp", iterations=n)), frames(3) + 7700) for n in (20, 0)
+    )
+    assert sharp.std() > soft.std()
+    for config, words in (
+        (given("ibp", step=2), "IBP: Options.step: found 2"),
+        (given("ibp", stepp=1), "did you mean 'step'"),
+        (given("bicubic_mean", step=1), "Bicubic.Mean: NoOptions has no field 'step'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            predict(Bundle({}, config), frames(3) + 7700)
+
+
+def test_prediction_is_frozen_and_tells_what_the_system_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Error and count of frames, where a system has them; bands that run one by one join them."""
+    plain = predict(MEAN, frames(3), return_details=True)
+    assert plain.standard_error is None and plain.frames_per_pixel is None
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plain.image = frames(3)
+
+    def knows(params: Any, stack: Stack, config: ModelConfig, compute: Any) -> SuperResolved:
+        assert compute == FAST
+        image = upsampled(stack.lr.mean(axis=0)[None, ..., 0])[0, ..., None]
+        value = float(stack.lr[0, 0, 0, 0])
+        return SuperResolved(
+            image,
+            np.ones(len(stack.lr), np.float32) / len(stack.lr),
+            standard_error=np.full_like(image, value),
+            frames_per_pixel=np.full(image.shape[:2], value, np.float32),
+        )
+
+    system = dataclasses.replace(SYSTEMS["ibp"], name="knows", super_resolve=knows)
+    monkeypatch.setattr("deepsum_jax.systems.table.SYSTEMS", {**SYSTEMS, "knows": system})
+    bundle = Bundle({}, ModelConfig(system="knows"))
+    stack = np.stack([frames(3), frames(3) + 10], axis=-1)
+    one = predict(bundle, stack[..., 0], return_details=True)
+    assert one.standard_error.shape == one.frames_per_pixel.shape == one.image.shape == (24, 24)
+    both = predict(bundle, stack, return_details=True)
+    assert both.standard_error.shape == both.image.shape == (24, 24, 2)
+    np.testing.assert_allclose(both.standard_error[0, 0], stack[0, 0, 0], rtol=1e-6)
+    assert both.frames_per_pixel.shape == (24, 24)
+    np.testing.assert_allclose(both.frames_per_pixel[0, 0], stack[0, 0, 0].mean(), rtol=1e-6)
+
+
 @pytest.mark.parametrize("params", [MEAN.params, "workdir", None])
 def test_something_else_than_a_bundle(params: Any) -> None:
     with pytest.raises(TypeError, match=r"params: found \w+, expected a Bundle"):
@@ -487,7 +579,7 @@ def scene(tmp_path: Path) -> Scene:
 def test_command_reads_every_kind_of_input(
     saved: Path, scene: Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected = predict(RANDOM, scene.lr, scene.masks)
+    expected = deepsum_jax.predict(RANDOM, scene.lr, scene.masks)
     folder = tmp_path / "in put" / "imgset0001"
     np.savez(tmp_path / "both.npz", stack=scene.lr, masks=scene.masks)
     np.savez_compressed(tmp_path / "alone.npz", stack=scene.lr)
@@ -521,7 +613,7 @@ def test_command_takes_the_reference_that_a_scene_gives(
     (folder / "reference.txt").write_text("LR003\n")  # the third of 0, 2, 3 and 10
     main([str(a) for a in command])
     assert "on the grid of frame 2" in capsys.readouterr().out
-    expected = predict(RANDOM, scene.lr, scene.masks, reference=2)
+    expected = deepsum_jax.predict(RANDOM, scene.lr, scene.masks, reference=2)
     np.testing.assert_array_equal(np.load(tmp_path / "sr.npy"), expected)
 
 
@@ -529,6 +621,58 @@ def test_command_writes_png(saved: Path, scene: Scene, tmp_path: Path) -> None:
     output = tmp_path / "sr.png"
     command = ["--params", str(saved), "--output", str(output), "--reference", "2"]
     main([*command, str(tmp_path / "in put" / "imgset0001")])
-    image = predict(RANDOM, scene.lr, scene.masks, reference=2)
+    image = deepsum_jax.predict(RANDOM, scene.lr, scene.masks, reference=2)
     expected = np.clip(np.rint(image), 0, 65535)
     np.testing.assert_array_equal(kelvins.read_png16(output), expected)
+
+
+# --- a module that is called
+
+STACK = """
+import numpy as np
+stack = np.full((2, 4, 4), 7000.0) + np.arange(4)
+"""
+CALL = "assert {}(Bundle({{}}, ModelConfig(system='bicubic_mean')), stack).shape == (12, 12)"
+BUNDLE = "from deepsum_jax import Bundle, ModelConfig"
+NAMES = "assert deepsum_jax.predict.main and deepsum_jax.predict.Prediction"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["import deepsum_jax", CALL.format("deepsum_jax.predict"), NAMES],
+        ["from deepsum_jax import predict", CALL.format("predict")],
+        ["import deepsum_jax.predict", CALL.format("deepsum_jax.predict"), NAMES],
+        ["from deepsum_jax.predict import predict", CALL.format("predict"),
+         "import deepsum_jax", CALL.format("deepsum_jax.predict"), NAMES],
+        ["import deepsum_jax.evaluate", CALL.format("deepsum_jax.predict"), NAMES],
+        ["import deepsum_jax.evaluate", "from deepsum_jax import predict", CALL.format("predict")],
+        ["from deepsum_jax import predict", "import deepsum_jax.predict",
+         "from deepsum_jax.predict import predict as function",
+         CALL.format("predict"), CALL.format("deepsum_jax.predict"), CALL.format("function")],
+        ["from deepsum_jax import *", CALL.format("predict")],
+        ["import deepsum_jax, sys", "assert not {'jax', 'numpy', 'optax', 'grain', 'matplotlib'} "
+         "& set(sys.modules)", "from deepsum_jax import predict, load_params, evaluate",
+         "assert not {'optax', 'grain', 'matplotlib', 'orbax'} & set(sys.modules)"],
+    ],
+    ids=lambda lines: lines[0],
+)  # fmt: skip
+def test_every_order_of_imports(lines: list[str]) -> None:
+    program = "\n".join([lines[0], BUNDLE, STACK, *lines[1:]])
+    if "assert not" in program:
+        program = "\n".join(lines)
+    done = in_a_fresh_process("-c", program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_command_in_a_fresh_process() -> None:
+    done = in_a_fresh_process("-m", "deepsum_jax.predict", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--max-frames" in done.stdout and "1 uses the reference alone" in done.stdout
+
+
+def in_a_fresh_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parents[1], env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip

@@ -97,7 +97,7 @@ def test_kernels_tap_by_tap() -> None:
     variables = dict(VARIABLES)
     for name in ("conv_up_3/W", "Rconv1b/W", "Rconv7_b/W", "conv_fuse_2/W"):
         d, y, x, i, o = np.indices(VARIABLES[name].shape, np.float32)
-        variables[name] = 1e6 * d + 3e5 * y + 1e5 * x + 200 * i + o
+        variables[name] = np.asarray(1e6 * d + 3e5 * y + 1e5 * x + 200 * i + o, np.float32)
     params = params_from_variables(variables)
 
     def value(d: int, y: int, x: int, i: int, o: int) -> float:
@@ -200,7 +200,7 @@ def test_sub_network(tree: str) -> None:
 def test_pretraining_head() -> None:
     rng = np.random.default_rng(1)
     kernel = rng.standard_normal((1, 1, 1, 64, 1), dtype=np.float32)
-    head = {"conv_up_8/W:0": kernel, "conv_up_8/b": np.float32([0.5])}
+    head = {"conv_up_8/W:0": kernel, "conv_up_8/b": np.array([0.5], np.float32)}
     found = head_from_variables({**random_variables("sisrnet"), **head})
     assert found is not None and found["conv"]["kernel"].shape == (1, 1, 64, 1)
     np.testing.assert_array_equal(found["conv"]["kernel"], kernel[0])
@@ -264,7 +264,7 @@ def test_command(
 ) -> None:
     """A bundle without FusionNet says what it is good for; a failure leaves nothing."""
     store = Store(s={**random_variables("sisrnet"), **HEAD}, w=VARIABLES)
-    original = import_checkpoints
+    original: Any = import_checkpoints
 
     def imported(*arguments: Any) -> Any:
         return original(*arguments, read=store)

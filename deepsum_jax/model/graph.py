@@ -56,6 +56,16 @@ def candidates(search: int) -> int:
     return search**2 - _COVERED**2
 
 
+def check_neighbours(config: ModelConfig) -> None:
+    """Raises ValueError where a pixel shall have more neighbours than there are candidates."""
+    search = GraphOptions.from_dict(config.options).search
+    if config.neighbours > candidates(search):
+        raise ValueError(
+            f"model.neighbours: found {config.neighbours}, expected 0 to {candidates(search)} "
+            f"(of a {search}×{search} window)"
+        )
+
+
 def _wide(x: Array) -> Array:
     """At least float32, for distances and whatever is summed up."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -12,7 +12,7 @@ from deepsum_jax import losses
 from deepsum_jax.config import Compute, ModelConfig, TrainConfig
 from deepsum_jax.data.prepare import PreparedScene
 from deepsum_jax.model import deepsum as network
-from deepsum_jax.model.graph import RANK, GraphOptions, candidates
+from deepsum_jax.model.graph import RANK, GraphOptions, candidates, check_neighbours
 from deepsum_jax.model.layers import apply
 from deepsum_jax.systems import windows
 from deepsum_jax.systems.pretraining import REGNET, SISRNET, head_shapes
@@ -160,6 +160,7 @@ DEEPSUM = System(
     name="deepsum",
     label="DeepSUM",
     options=GraphOptions,
+    check=check_neighbours,
     stages=stages,
     param_shapes=param_shapes,
     stage_shapes=lambda config: {"sisr_head": head_shapes(config)},

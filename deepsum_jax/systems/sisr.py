@@ -11,7 +11,7 @@ import numpy as np
 
 from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.data.fill import fill
-from deepsum_jax.model.graph import GraphOptions
+from deepsum_jax.model.graph import GraphOptions, check_neighbours
 from deepsum_jax.model.sisrnet import SISRNet
 from deepsum_jax.systems.bicubic_mean import registered_mean
 from deepsum_jax.systems.deepsum import nominal_work
@@ -48,6 +48,7 @@ SISR = System(
     name="sisr",
     label="SISR",
     options=GraphOptions,
+    check=check_neighbours,
     stages=lambda config: (SISRNET,),
     param_shapes=param_shapes,
     super_resolve=one_frame,

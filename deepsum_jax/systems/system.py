@@ -81,6 +81,7 @@ class System:
       label: what tables call it.
       super_resolve: (params, stack, config, compute) → the image and how it came about.
       options: the section that declares what `ModelConfig.options` may hold.
+      check: raises ValueError where a configuration's fields do not go with its options.
       stages: the stages that it learns in; none for a system without parameters.
       param_shapes: shapes of its parameters by sub-tree, as `jax.ShapeDtypeStruct`s.
       stage_shapes: those of sub-trees that only its stages have.
@@ -93,6 +94,7 @@ class System:
     label: str
     super_resolve: Callable[[Params, Stack, ModelConfig, Compute], SuperResolved]
     options: type[Section] = NoOptions
+    check: Callable[[ModelConfig], None] = lambda model: None
     stages: Callable[[ModelConfig], tuple[Stage, ...]] = lambda model: ()
     param_shapes: Callable[[ModelConfig], Any] = lambda model: {}
     stage_shapes: Callable[[ModelConfig], Any] = lambda model: {}

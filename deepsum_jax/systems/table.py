@@ -39,7 +39,8 @@ def system_of(config: ModelConfig) -> System:
     """A configuration's system.
 
     Raises:
-      ValueError: no system of that name, or options that it does not have.
+      ValueError: no system of that name, options that it does not have, or fields that do not go
+        with them.
     """
     if config.system not in SYSTEMS:
         raise ValueError(
@@ -47,6 +48,7 @@ def system_of(config: ModelConfig) -> System:
         )
     system = SYSTEMS[config.system]
     options_of(system, config)
+    system.check(config)
     return system
 
 

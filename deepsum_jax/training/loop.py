@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from deepsum_jax.bundle import Bundle, BundleInfo, load_params, read_step, save_params
+from deepsum_jax.bundle import Bundle, BundleInfo, load_params, save_params
 from deepsum_jax.config import StageConfig, TrainConfig
 from deepsum_jax.data import patches
 from deepsum_jax.data.dataset import Dataset
@@ -22,7 +22,7 @@ from deepsum_jax.training import merit, parallel, stages
 from deepsum_jax.training.logbook import Logbook
 from deepsum_jax.training.state import StateKeeper
 from deepsum_jax.training.step import init_state
-from deepsum_jax.training.workdir import Start, has_begun
+from deepsum_jax.training.workdir import Start, ended_after
 
 _FRESH_PARAMS, _BATCHES = 0, 1  # purposes of random numbers
 
@@ -54,9 +54,10 @@ def starting_params(
     if start is not None:
         given = {k: v for k, v in start.bundle.params.items() if k in params}
         params = stages.hand_over(params, given, "--init")
-    for earlier in stages_of(config.model):
+    plan = stages_of(config.model)
+    for earlier in plan[: [one.name for one in plan].index(stage.name)]:
         best, last = (workdir / earlier.name / kind for kind in ("best", "last"))
-        if earlier.name == stage.name or not (last / "bundle.json").is_file():
+        if not (last / "bundle.json").is_file():
             continue
         made = load_params(best if best.is_dir() else last).params
         given = {k: made[k] for k in stage.takes if k in earlier.trains}
@@ -133,27 +134,6 @@ class _Run:
         return Bundle(params, self.config.model, info)
 
 
-def _is_done(run: _Run) -> bool:
-    """Whether the stage has reached its last step.
-
-    Raises:
-      ValueError: it ended earlier, and a stage that builds on it has begun.
-    """
-    last = run.folder / "last"
-    if not (last / "bundle.json").is_file():
-        return False
-    steps = read_step(last)
-    if steps >= run.settings.steps:
-        return True
-    for later in stages.NAMES[stages.number(run.stage) + 1 :]:
-        if has_begun(run.workdir, later):
-            raise ValueError(
-                f"{run.stage.name}.steps: ended after {steps} steps, and {later}, which builds on "
-                "it, has begun; use another --workdir for more"
-            )
-    return False
-
-
 def _resume(run: _Run, keeper: StateKeeper, state: Any, batches: Any) -> tuple[Any, float]:
     """The newest state, with the batches set to its place in the data, and the best merit so far;
     the given state where none is kept.
@@ -206,7 +186,7 @@ def run_stage(
     `workdir/STAGE/last`, which also marks the stage as done.
     """
     run = _Run(stage, config, data, workdir, start)
-    if _is_done(run):
+    if ended_after(workdir, stage.name) >= run.settings.steps:
         print(f"{stage.name}: done before, kept")
         return
     settings = run.settings

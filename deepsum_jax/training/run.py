@@ -60,6 +60,7 @@ def train(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--workdir {folder}: is a file, expected a folder")
     workdir.check_config(folder, config)
+    workdir.check_longer(folder, config)
     start = workdir.choose_start(folder, init)
     chosen = workdir.choose_stages(folder, config, only, start)
     if start is not None:

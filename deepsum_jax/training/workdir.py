@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepsum_jax import files
-from deepsum_jax.bundle import Bundle, load_params, params_digest
+from deepsum_jax.bundle import Bundle, load_params, params_digest, read_step
 from deepsum_jax.config import TrainConfig
 from deepsum_jax.data.dataset import Dataset
 from deepsum_jax.systems.system import Stage
@@ -166,6 +166,28 @@ def has_begun(workdir: Path, stage: str) -> bool:
     return (workdir / stage).is_dir() and any((workdir / stage).iterdir())
 
 
+def ended_after(workdir: Path, stage: str) -> int:
+    """The steps after which a stage has ended; −1 where it has not."""
+    last = workdir / stage / "last"
+    return read_step(last) if (last / "bundle.json").is_file() else -1
+
+
+def check_longer(workdir: Path, config: TrainConfig) -> None:
+    """Raises ValueError where a stage that has ended shall go on, and one that builds on it has
+    begun."""
+    plan = stages_of(config.model)
+    for n, stage in enumerate(plan):
+        steps = ended_after(workdir, stage.name)
+        if not 0 <= steps < getattr(config, stage.name).steps:
+            continue
+        for later in plan[n + 1 :]:
+            if has_begun(workdir, later.name):
+                raise ValueError(
+                    f"{stage.name}.steps: ended after {steps} steps, and {later.name}, which "
+                    "builds on it, has begun; use another --workdir for more"
+                )
+
+
 def choose_stages(
     workdir: Path, config: TrainConfig, only: Sequence[str], start: Start | None
 ) -> tuple[Stage, ...]:
@@ -179,6 +201,8 @@ def choose_stages(
     had = list(_read_run(workdir).get("stages", ()))
     chosen = {*had, *asked} or set(_needed(config, start))
     begun = [n for n, stage in enumerate(plan) if has_begun(workdir, stage.name)]
+    if begun and not had:  # a run of an earlier version, which kept no list
+        chosen -= {s.name for n, s in enumerate(plan) if n < begun[-1] and n not in begun}
     for n, stage in enumerate(plan):
         if stage.name in asked and stage.name not in had and begun and n < begun[-1]:
             raise ValueError(

@@ -1,7 +1,8 @@
-"""Bundles and training states: exact round trips, and no fault that passes for a bundle."""
+"""Parameters on disk: exact round trips, and no fault that passes for a bundle."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
@@ -15,11 +16,18 @@ import orbax.checkpoint as ocp
 import pytest
 from helpers import contents, random_bundle
 
-from deepsum_jax import bundle as checkpoint
+from deepsum_jax import bundle as bundles
 from deepsum_jax import files
-from deepsum_jax.bundle import Bundle, BundleInfo, find_bundle, load_params, save_params
-from deepsum_jax.config import ModelConfig, Normalization
-from deepsum_jax.training.state import StateKeeper
+from deepsum_jax.bundle import (
+    Bundle,
+    BundleInfo,
+    find_bundle,
+    load_params,
+    params_digest,
+    read_step,
+    save_params,
+)
+from deepsum_jax.config import ModelConfig, Normalization, Settings
 
 CONFIG = ModelConfig(
     num_frames=5,
@@ -33,7 +41,7 @@ CONFIG = ModelConfig(
     mask_threshold=0.75,
     residual_init="zeros",
     normalization=Normalization((1.5, 2.5), (0.1, 1 / 3), (1.5, 2.5), (0.2, 1e-6)),
-    precision="default",
+    options=Settings({"search": 9, "delta": 1 / 3}),  # all that there are: defaults are added
 )
 INFO = BundleInfo(
     bands=("NIR", "RED"),
@@ -41,6 +49,7 @@ INFO = BundleInfo(
     stage="deepsum",
     step=1200,
     seed=7,
+    parent="cd" * 32,
     data_fingerprint="ab" * 32,
     train_scenes=("NIR/imgset0594", "RED/imgset0001"),
     validation_scenes=("NIR/imgset0595",),
@@ -130,12 +139,68 @@ def test_description_is_plain_json(tmp_path: Path) -> None:
     save_params(tmp_path / "a", Bundle(random_bundle(CONFIG).params, CONFIG, INFO))
     described = files.read_json(tmp_path / "a" / "bundle.json")
     assert described["format"] == 1
-    assert described["package_version"] == checkpoint.package_version()
+    assert described["package_version"] == bundles.package_version()
     assert described["model"]["normalization"]["lr_std"] == [0.1, 1 / 3]
     assert described["model"]["inpainting"] == "before_registration"
     for key in ("stage", "step", "seed", "data_fingerprint", "validation_cpsnr"):
         assert described[key] == getattr(INFO, key)
     assert described["validation_scenes"] == ["NIR/imgset0595"]
+
+
+def test_options_go_with_their_defaults(tmp_path: Path) -> None:
+    """Those of a later version may differ; what these parameters were made with must not."""
+    config = dataclasses.replace(CONFIG, options=Settings({"search": 9}))
+    save_params(tmp_path / "a", Bundle(random_bundle(config).params, config))
+    whole = {"delta": 10.0, "search": 9}
+    assert files.read_json(tmp_path / "a" / "bundle.json")["model"]["options"] == whole
+    assert load_params(tmp_path / "a").config == dataclasses.replace(
+        config, options=Settings(whole)
+    )
+
+
+def test_bundle_of_an_earlier_version(bundle: Path) -> None:
+    """What it computed with stood in its model, and there were no options and no parent."""
+    model = files.read_json(bundle / "bundle.json")["model"]
+    del model["options"]
+    computed = {
+        "dtype": "float32",
+        "param_dtype": "float32",
+        "precision": "highest",
+        "backend": "auto",
+        "rematerialize": False,
+    }
+    edit(bundle, model={**model, **computed}, parent=None)
+    loaded = load_params(bundle)
+    assert loaded.config == random_bundle().config and loaded.info.parent == ""
+    assert bits(loaded.params) == bits(random_bundle().params)
+    edit(bundle, model={**model, **computed, "backend": "gpu"})
+    with pytest.raises(ValueError, match=r"bundle\.json: Compute\.backend: found 'gpu'"):
+        load_params(bundle)
+
+
+def test_digest_tells_parameters_apart(made: Path, bundle: Path, tmp_path: Path) -> None:
+    """The same wherever they lie, for a workdir that of its best, and without one written down."""
+    assert params_digest(bundle) == params_digest(made)
+    assert files.read_json(made / "bundle.json")["params_sha256"] == params_digest(made)
+    save_params(tmp_path / "other", random_bundle(seed=1))
+    assert params_digest(tmp_path / "other") != params_digest(made)
+    shutil.copytree(made, tmp_path / "w" / "deepsum" / "best")
+    assert params_digest(tmp_path / "w") == params_digest(made)
+    edit(bundle, params_sha256=None)
+    assert params_digest(bundle) == params_digest(made)
+
+
+def test_step_is_read_without_the_parameters(bundle: Path) -> None:
+    edit(bundle, step=17)
+    shutil.rmtree(bundle / "params")
+    assert read_step(bundle) == 17
+
+
+def test_unknown_system_is_named(bundle: Path) -> None:
+    model = files.read_json(bundle / "bundle.json")["model"]
+    edit(bundle, model={**model, "system": "deepsumm"})
+    with pytest.raises(ValueError, match=r"'deepsumm'; did you mean 'deepsum'"):
+        load_params(bundle)
 
 
 def test_a_bundle_is_a_pytree_with_static_configuration() -> None:
@@ -164,9 +229,9 @@ def test_older_format_is_migrated(bundle: Path, monkeypatch: pytest.MonkeyPatch)
     def renamed(described: dict[str, Any]) -> dict[str, Any]:
         return {**described, "step": described["steps_done"]}
 
-    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    monkeypatch.setattr(bundles, "FORMAT", 3)
     monkeypatch.setattr(
-        checkpoint, "_MIGRATIONS", {1: renamed, 2: lambda d: {**d, "step": d["step"] + 1}}
+        bundles, "_MIGRATIONS", {1: renamed, 2: lambda d: {**d, "step": d["step"] + 1}}
     )
     assert load_params(bundle).info.step == 6
 
@@ -298,7 +363,7 @@ def test_something_else_is_not_overwritten(tmp_path: Path) -> None:
             save_params(tmp_path / name, random_bundle())
     for thing in (random_bundle().params, None):
         with pytest.raises(TypeError, match=r"bundle: found \w+, expected a Bundle"):
-            save_params(tmp_path / "new", thing)
+            save_params(tmp_path / "new", thing)  # type: ignore[arg-type]
     assert contents(tmp_path) == before
 
 
@@ -347,7 +412,7 @@ def interrupted(patch: pytest.MonkeyPatch, target: Path) -> None:
     def digest(folder: Path) -> str:
         raise KeyboardInterrupt
 
-    patch.setattr(checkpoint, "_digest", digest)
+    patch.setattr(bundles, "_digest", digest)
 
 
 @pytest.mark.parametrize(
@@ -365,87 +430,3 @@ def test_failed_save_leaves_the_old_bundle_whole(
             save_params(target, Bundle(random_bundle(CONFIG).params, CONFIG))
     assert contents(tmp_path) == before
     assert bits(load_params(bundle).params) == bits(random_bundle().params)
-
-
-# --- training states
-
-
-def make_state(step: int) -> dict[str, Any]:
-    rng = np.random.default_rng(step)
-    return {
-        "params": {"kernel": rng.standard_normal((3, 4)).astype(np.float32)},
-        "moments": (np.float32([np.nan, -0.0, 1e-45]), rng.integers(0, 9, 5).astype(np.int32)),
-        "step": np.asarray(step, np.int32),
-    }
-
-
-def make_position(step: int) -> dict[str, Any]:
-    return {"data": {"next_index": 2**40 + step}, "workers": 0, "best": 47.1 + step / 3}
-
-
-def keep(folder: Path, *steps: int) -> None:
-    keeper = StateKeeper(folder)
-    for step in steps:
-        keeper.save(step, make_state(step), make_position(step))
-    keeper.close()
-
-
-def restore(folder: Path, like: Any = None) -> Any:
-    keeper = StateKeeper(folder)
-    try:
-        return keeper.restore(make_state(0) if like is None else like)
-    finally:
-        keeper.close()
-
-
-def test_nothing_to_restore(tmp_path: Path) -> None:
-    assert restore(tmp_path / "new" / "checkpoints") is None
-
-
-def test_newest_state_and_its_position(tmp_path: Path) -> None:
-    """Two are kept, however they come; in another process their bits are the same."""
-    keep(tmp_path, 2)
-    for saved, kept in [((4,), ["2", "4"]), ((6, 10), ["6", "10"])]:
-        keep(tmp_path, *saved)
-        assert sorted((p.name for p in tmp_path.iterdir()), key=int) == kept
-        state, position = restore(tmp_path)
-        newest = saved[-1]
-        assert jax.tree.structure(state) == jax.tree.structure(make_state(0))
-        assert bits(state) == bits(make_state(newest))
-        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(state))
-        assert position == make_position(newest)
-
-
-def test_states_on_devices_and_an_unknown_best(tmp_path: Path) -> None:
-    """What is saved may change at once: the next step is given the buffers."""
-    keeper = StateKeeper(tmp_path)
-    state = make_state(3)
-    position = {"data": {"next_index": 1}, "workers": 0, "best": None}
-    keeper.save(3, jax.tree.map(jnp.asarray, state), position)
-    keeper.close()
-    restored, found = restore(tmp_path)
-    assert bits(restored) == bits(make_state(3)) and found == position
-
-
-def test_a_state_that_is_not_complete_does_not_count(tmp_path: Path) -> None:
-    keep(tmp_path, 2, 4)
-    shutil.copytree(tmp_path / "4", tmp_path / "6.orbax-checkpoint-tmp")
-    _, position = restore(tmp_path)
-    assert position == make_position(4)
-    shutil.rmtree(tmp_path / "4")  # as the message about a damaged one advises
-    _, position = restore(tmp_path)
-    assert position == make_position(2)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda state: {**state, "more": np.zeros(2)},
-        lambda state: {k: v for k, v in state.items() if k != "step"},
-    ],
-)
-def test_state_of_another_structure(change: Callable[[Any], Any], tmp_path: Path) -> None:
-    keep(tmp_path, 2)
-    with pytest.raises(ValueError, match=r"2: cannot be read as a training state") as caught:
-        restore(tmp_path, change(make_state(0)))
-    assert "\n" not in str(caught.value)
