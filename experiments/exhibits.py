@@ -78,7 +78,7 @@ REGISTRATION = Exhibit(
 )
 ABLATIONS = Exhibit(
     "ablations",
-    "Ablations",
+    "Ablations: one thing changed at a time",
     "DeepSUM with one thing changed at a time; the non-local SISRNet gathers the eight most alike "
     "pixels around each.",
     (*rows.ABLATIONS, rows.DEEPSUM),
