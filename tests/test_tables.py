@@ -122,6 +122,10 @@ def test_files_of_a_table(tmp_path: Path) -> None:
     with Image.open(tmp_path / "table.png") as image:
         assert image.info["Description"] == about and image.width > 500
     assert marks(tmp_path / "table.png", "#4878a8") == 2  # a dot for each row that has run
+    known = [tables.entry(b, row, (0,)) for row in (rows.BICUBIC, rows.SISR, rows.DEEPSUM)]
+    axis = tables.chart(known, "A table").axes[0]
+    assert [tuple(np.ravel(line.get_data())) for line in axis.lines] == [(40.5, 0), (42.5, 1)]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["Bicubic+Mean", "DeepSUM"]
 
 
 def test_files_of_curves(tmp_path: Path) -> None:
