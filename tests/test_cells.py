@@ -208,7 +208,7 @@ def test_brighter_normalisation_is_brighter_frames(gain: float, haze: float) -> 
     lr = (7700 + 900 * rng.standard_normal((3, 8, 8, 1))).astype(np.float32)
     masks = rng.random((3, 8, 8)) < 0.9
     norm = bundle.config.normalization
-    added = np.float32(haze * np.float64(norm.lr_std))
+    added = np.float32(haze * np.asarray(norm.lr_std))
     expected = (super_resolve(bundle, Stack(gain * lr + added, masks)).image - added) / gain
     config = dataclasses.replace(bundle.config, normalization=cells.brighter(norm, gain, haze))
     found = super_resolve(dataclasses.replace(bundle, config=config), Stack(lr, masks)).image

@@ -31,7 +31,8 @@ NORM = Normalization(90.0, 20.0, 80.0, 5.0)
 MODEL = ModelConfig(num_frames=3, features=4, filter_size=5, sisrnet_layers=2, normalization=NORM)
 HEIGHT, WIDTH = 6, 7  # LR; not square, so that rows and columns cannot change places
 SHIFTS = np.array([(0, 0), (2, -1), (-3, 4)], np.int32)
-ALIGNMENTS, REGISTRATIONS = ("filters", "shifts"), ("regnet", "shifts", "correlation", "none")
+ALIGNMENTS: tuple[Any, ...] = ("filters", "shifts")
+REGISTRATIONS: tuple[Any, ...] = ("regnet", "shifts", "correlation", "none")
 
 
 def frames(channels: int = 1, seed: int = 7) -> tuple[np.ndarray, np.ndarray]:

@@ -148,7 +148,8 @@ def test_reference_frames_for_synthetic_shifts() -> None:
     assert len(records) == len(PLACES)
     for index, (scene, p) in enumerate(PLACES):
         assert kinds(records[index]) == {"images": ((1, 12, 12, 2), "float32")}
-        images = expected_images(scene, [0], *scene.corners[p], 3)
+        y, x = scene.corners[p]
+        images = expected_images(scene, [0], y, x, 3)
         np.testing.assert_allclose(records[index]["images"], images, atol=1e-4)
 
 

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import TINY, delta_bundle, landscape, random_bundle
@@ -159,9 +160,11 @@ def test_errors_are_those_that_cpsnr_measures(compared: Figure, scenes: list[Sce
 
 def on_hr(image: np.ndarray, scene: Scene) -> np.ndarray:
     """An image [H, W] where it fits HR best, NaN where nothing is; its brightness as it was."""
-    hr, mask = np.float32(np.asarray(scene.hr)), np.asarray(scene.hr_mask)
-    batch = (x[None, ..., None] for x in (np.float32(image), hr, mask))
-    y, x = np.asarray(losses.align(*batch, 3).position[0]) - 3
+    hr, mask = np.asarray(scene.hr).astype(np.float32), np.asarray(scene.hr_mask)
+    sr, target, clear = (
+        jnp.asarray(x[None, ..., None]) for x in (image.astype(np.float32), hr, mask)
+    )
+    y, x = (int(v) - 3 for v in losses.align(sr, target, clear, 3).position[0])
     height, width = hr.shape
     moved = np.full(hr.shape, np.nan)
     inside = image[max(-y, 0) : height - max(y, 0), max(-x, 0) : width - max(x, 0)]
@@ -200,7 +203,8 @@ def test_references_follow_the_bundle(scenes: list[Scene]) -> None:
     scene, masks = scenes[0], np.ones_like(scenes[0].masks)
     masks[0, 0, 0] = False  # the first frame is not the clearest
     scene = dataclasses.replace(scene, masks=masks)
-    for rule, n in (("clearest", 1), ("first", 0)):
+    rules: tuple[tuple[Any, int], ...] = (("clearest", 1), ("first", 0))
+    for rule, n in rules:
         info = dataclasses.replace(RANDOM.info, reference=rule)
         bundle = dataclasses.replace(RANDOM, info=info)
         rows = panels(pictures.comparison([("ours", bundle)], [scene]), 3)[0]
@@ -310,7 +314,9 @@ def test_channel_0_of_several_is_drawn(scenes: list[Scene]) -> None:
 
 def marks(axis: Axes) -> dict[str, tuple[float, float]]:
     """Places (y, x) of what is marked on a filter, by label."""
-    found = {str(line.get_label()): np.ravel(line.get_data()) for line in axis.lines}
+    found = {
+        str(line.get_label()): np.ravel(np.asarray(line.get_data(), float)) for line in axis.lines
+    }
     return {label: (float(y), float(x)) for label, (x, y) in found.items()}
 
 

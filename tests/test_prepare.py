@@ -229,6 +229,7 @@ def test_scene_by_the_published_rules() -> None:
     np.testing.assert_array_equal(out.shifts, [(0, 0), (-2, -3), (-4, 2), (-1, -1)])
     assert out.shifts.dtype == np.int32
     assert out.hr.shape == (48, 48, 1) and out.hr.dtype == np.float32
+    assert scene.hr is not None
     np.testing.assert_array_equal(out.hr[1:, :, 0], scene.hr[1:])
     assert out.hr[0, 0, 0] == np.median(scene.hr[scene.hr_mask])
     np.testing.assert_array_equal(out.hr_mask, scene.hr_mask)
@@ -320,6 +321,7 @@ def test_plain_registration_when_asked_for() -> None:
 
 def test_several_bands() -> None:
     scene = make_scene()
+    assert scene.hr is not None
     lr, hr = np.stack([scene.lr, scene.lr / 2], -1), np.stack([scene.hr, scene.hr / 2], -1)
     lr[2, 0, 0] = 6000, 60001  # a high value in one band is enough
     both = dataclasses.replace(scene, lr=lr, hr=hr)
@@ -453,10 +455,9 @@ def test_measured_normalization(channels: int, offset: float) -> None:
             clear.mean(), clear.std(), clear.mean(), float(np.sqrt(np.mean(residuals)))
         )
         for field, value in expected.to_dict().items():
-            found = getattr(measured, field)
-            assert isinstance(found, tuple if channels > 1 else float)
-            found = found[c] if channels > 1 else found
-            assert found == pytest.approx(value, rel=2e-6), field
+            found: Any = getattr(measured, field)
+            assert type(found) is (tuple if channels > 1 else float)
+            assert (found[c] if channels > 1 else found) == pytest.approx(value, rel=2e-6), field
 
 
 def test_normalization_of_a_flat_scene_can_be_divided_by() -> None:

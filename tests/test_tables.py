@@ -124,7 +124,8 @@ def test_files_of_a_table(tmp_path: Path) -> None:
     assert marks(tmp_path / "table.png", "#4878a8") == 2  # a dot for each row that has run
     known = [tables.entry(b, row, (0,)) for row in (rows.BICUBIC, rows.SISR, rows.DEEPSUM)]
     axis = tables.chart(known, "A table").axes[0]
-    assert [tuple(np.ravel(line.get_data())) for line in axis.lines] == [(40.5, 0), (42.5, 1)]
+    dots = [np.ravel(np.asarray(line.get_data(), float)) for line in axis.lines]
+    assert [tuple(dot) for dot in dots] == [(40.5, 0), (42.5, 1)]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["Bicubic+Mean", "DeepSUM"]
 
 
@@ -135,7 +136,7 @@ def test_files_of_curves(tmp_path: Path) -> None:
     entries = {row.name: tables.entry(b, row, (0,)) for row in exhibits.BRIGHTNESS.rows}
     axis = tables.curves(exhibits.BRIGHTNESS, entries).axes[0]
     (line,) = axis.lines  # of batch norm nothing has run
-    x, y = line.get_data()
+    x, y = np.asarray(line.get_data(), float)
     assert list(x) == [1.0, 2.0] and list(y) == [42.5, 41.5]
     text = tables.write(tmp_path, exhibits.BRIGHTNESS, b, (0,), "")
     assert "| instance norm, 2 | 41.50 |" in text and "| batch norm, 0.5 | not run |" in text
