@@ -1,1 +1,1 @@
-"""Runnable experiments on top of `deepsum_jax`: one file each, nothing imports them."""
+"""Runnable experiments on top of `deepsum_jax`: `python -m experiments NAME`, in a checkout."""

@@ -1,6 +1,6 @@
 """How fast, and how close to what the machine can do: forward, training steps, predict, pipeline.
 
-    python -m experiments.benchmark [--preset P] [--set section.field=value …] [--json FILE]
+    python -m experiments benchmark [--preset P] [--set section.field=value …] [--json FILE]
 
 Every row runs in a process of its own, so that its memory is its own. What is timed is what
 `train` and `predict` run: the mapped step with its optimiser, and `predict` from raw counts to raw
@@ -17,7 +17,6 @@ counts.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
 import json
 import os
@@ -35,62 +34,25 @@ import numpy as np
 
 from deepsum_jax import Bundle, cli, files, predict
 from deepsum_jax.bundle import package_version
-from deepsum_jax.config import PRESETS, ModelConfig, TrainConfig, override, preset
-from deepsum_jax.data import patches as pipeline
-from deepsum_jax.data.patches import View
+from deepsum_jax.config import PRESETS, TrainConfig, override, preset
+from deepsum_jax.data.inputs import View
+from deepsum_jax.data.patches import Patches, make_iterator, synthetic_shifts
 from deepsum_jax.data.prepare import PreparedScene
-from deepsum_jax.model.graph import RANK, SEARCH
+from deepsum_jax.systems import deepsum
+from deepsum_jax.systems.deepsum import nominal_work
 from deepsum_jax.systems.system import Stage
-from deepsum_jax.systems.table import init_params
+from deepsum_jax.systems.table import init_params, stages_of, system_of
 from deepsum_jax.systems.windows import Forward
 from deepsum_jax.training import parallel, stages
-from deepsum_jax.training.stages import STAGES
 from deepsum_jax.training.step import init_state
 
-ROWS = ("forward", *(f"step_{s.name}" for s in STAGES), "predict", "pipeline")
+ROWS = ("forward", *(f"step_{name}" for name in stages.NAMES), "predict", "pipeline")
 _SCENE = 128  # LR pixels a side of the scene that `predict` gets, as PROBA-V's
 _PIPELINE_SECONDS = 3.0  # for which the input pipeline is watched
 _CPU_PRODUCT, _ACCELERATOR_PRODUCT = (82_944, 576, 64), (8_192, 8_192, 8_192)
 
 
 # --- nominal work -------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Floating-point operations of the published network's parts, for one stack."""
-
-    sisrnet: float
-    regnet: float
-    dynamic: float
-    fusionnet: float
-
-    @property
-    def total(self) -> float:
-        return self.sisrnet + self.regnet + self.dynamic + self.fusionnet
-
-
-def nominal_work(model: ModelConfig, height: int, width: int) -> Work:
-    """Multiplications and additions of one forward pass over a stack of [N, height, width].
-
-    As the published graph does it: RegNet's convolutions on every pair, full-size 3-D ones; and a
-    network that makes both factors of every edge's matrix, where there are graph layers.
-    """
-    pixels, n, f = 2.0 * height * width, model.num_frames, model.features
-    c, taps = model.channels, model.filter_size**2
-    per_frame = 9.0 * (c * f + (model.sisrnet_layers - 1) * f * f)
-    if model.neighbours:
-        candidates, edges = SEARCH**2 - 9, model.neighbours
-        graph = 1.5 * candidates * f + edges * (f * f * (1 + 2 * RANK) + 3 * f * RANK)
-        per_frame += model.sisrnet_layers // 2 * graph  # every second layer
-    per_pair = 9 * (2 * f * 2 * f + 2 * f * f + 2 * f * f + f * taps)
-    fused = sum(range(1, n - 1, 2))  # frames that the layers leave
-    return Work(
-        sisrnet=pixels * n * per_frame,
-        regnet=pixels * (n - 1) * per_pair,
-        dynamic=pixels * (n - 1) * taps * (f + c),
-        fusionnet=pixels * (fused * 27 * f * f + f * c),
-    )
 
 
 def step_work(stage: Stage, config: TrainConfig, batch: int) -> float:
@@ -118,7 +80,7 @@ def _batch(stage: Stage, config: TrainConfig, size: int) -> dict[str, np.ndarray
     frames = model.num_frames if stage.view == "stacks" else 1
     batch = {"images": _noise(rng, size, frames, side, side, model.channels)}
     if stage.view == "shifts":
-        shifts = [pipeline.synthetic_shifts(rng, model) for _ in range(size)]
+        shifts = [synthetic_shifts(rng, model) for _ in range(size)]
         return {**batch, "shifts": np.stack(shifts)}
     batch["hr"] = _noise(rng, size, side, side, model.channels)
     batch["hr_mask"] = rng.random((size, side, side, 1)) < 0.9
@@ -140,10 +102,10 @@ Timed = tuple[Callable[[], Any], float]  # something to run to its end, and its 
 
 def _forward(config: TrainConfig, batch: int) -> Timed:
     model, side = config.model, config.data.patch_size
-    given = _batch(stages.DEEPSUM, config, batch)
+    given = _batch(deepsum.END_TO_END, config, batch)
     params = jax.device_put(init_params(model, jax.random.key(0)))
     images, masks = jax.device_put((given["images"], given["masks"]))
-    run = jax.jit(Forward(model))
+    run = jax.jit(Forward(deepsum.run, model, config.compute))
     work = batch * nominal_work(model, side, side).total
     return lambda: run(params, images, masks), work
 
@@ -169,7 +131,8 @@ def _predict(config: TrainConfig) -> Timed:
     bundle = Bundle(init_params(model, jax.random.key(0)), model)
     stack, masks = _scene(config, model.num_frames)
     side = _SCENE * model.scale
-    return lambda: predict(bundle, stack, masks), nominal_work(model, side, side).total
+    work = system_of(model).work(model, side, side, len(stack))
+    return lambda: predict(bundle, stack, masks, compute=config.compute), work
 
 
 def _prepared(config: TrainConfig, patches: int = 64) -> PreparedScene:
@@ -188,8 +151,8 @@ def _prepared(config: TrainConfig, patches: int = 64) -> PreparedScene:
 
 def examples_per_second(config: TrainConfig, view: View, batch: int) -> float:
     """The input pipeline alone, after its first batches."""
-    patches = pipeline.Patches((_prepared(config),), config.model, config.data, view)
-    batches = pipeline.make_iterator(patches, batch, seed=0)
+    patches = Patches((_prepared(config),), config.model, config.data, view)
+    batches = make_iterator(patches, batch, seed=0)
     for _ in range(4):  # the prefetched ones
         next(batches)
     start, count = time.perf_counter(), 0
@@ -263,7 +226,8 @@ def run_row(row: str, config: TrainConfig, batch: int, pairs: int) -> dict[str, 
     device = jax.devices()[0]
     about = {"row": row, "platform": device.platform, "device": device.device_kind}
     if row == "pipeline":
-        rates = {s.name: examples_per_second(config, s.view, batch) for s in STAGES}
+        plan = stages_of(config.model)
+        rates = {s.name: examples_per_second(config, s.view, batch) for s in plan}
         return {**about, "examples_per_second": rates}
     if row == "predict":
         run, work = _predict(config)
@@ -271,7 +235,7 @@ def run_row(row: str, config: TrainConfig, batch: int, pairs: int) -> dict[str, 
         run, work = _forward(config, batch)
     else:
         run, work = _step(stages.stage(row.removeprefix("step_"), config.model), config, batch)
-    dtype = config.model.dtype
+    dtype: str = config.compute.dtype
     if device.platform == "cpu":
         dtype = "float32"  # half precision is computed as float32 there
     size = {} if row == "predict" else {"batch": batch}
@@ -346,13 +310,13 @@ def report(results: Sequence[dict[str, Any]]) -> str:
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     p = cli.parser(
-        "python -m experiments.benchmark",
+        "python -m experiments benchmark",
         "Time the network, its training steps, predict and the input pipeline against the\n"
         "machine's own matrix product.",
         """examples:
   benchmark                                           the reference network, every row
   benchmark --rows forward,predict --pairs 15
-  benchmark --set model.dtype=bfloat16 --batch 8      as on an accelerator""",
+  benchmark --set compute.dtype=bfloat16 --batch 8      as on an accelerator""",
     )
     p.add_argument(
         "--preset", default="reference", help=f"{', '.join(PRESETS)} (default: %(default)s)"
@@ -382,6 +346,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     config = override(preset(args.preset), args.assignments)
+    if config.model.system != deepsum.DEEPSUM.name:
+        raise ValueError(
+            f"model.system: found {config.model.system!r}, expected {deepsum.DEEPSUM.name!r}, "
+            "whose nominal work this is"
+        )
     if args.in_process:
         print(json.dumps(run_row(args.in_process, config, args.batch, args.pairs)))
         return

@@ -19,14 +19,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from deepsum_jax import Bundle, evaluate, files
+from deepsum_jax import Bundle, files
 from deepsum_jax.bundle import BundleInfo, load_params
 from deepsum_jax.config import ModelConfig, Normalization, TrainConfig
-from deepsum_jax.data import kelvins, prepare
+from deepsum_jax.data import kelvins
+from deepsum_jax.data.dataset import prepare_dataset
 from deepsum_jax.data.scene import Scene
-from deepsum_jax.systems.duf import duf_work
-from deepsum_jax.systems.table import PARAMETERLESS
-from deepsum_jax.training import stages
+from deepsum_jax.scoring.scene import SceneScore
+from deepsum_jax.scoring.splits import select_scenes
+from deepsum_jax.scoring.summary import evaluate
+from deepsum_jax.systems.table import parameterless, stages_of, system_of
 from deepsum_jax.training.run import simulated_scenes, train
 from experiments import benchmark, pictures
 from experiments.rows import STAGES, Row, pretraining, row_config
@@ -34,25 +36,6 @@ from experiments.rows import STAGES, Row, pretraining, row_config
 Cell = dict[str, Any]
 
 MANY_FRAMES = (15, 20)  # of a simulated scene, where a row asks for many
-
-
-def work(model: ModelConfig, height: int, width: int) -> float:
-    """Nominal operations of one forward pass of a system over a stack."""
-    if model.system == "duf":
-        return duf_work(model, height, width)
-    parts = benchmark.nominal_work(model, height, width)
-    if model.system == "sisr":
-        return parts.sisrnet / model.num_frames
-    if model.system == "sisr_mean":
-        return parts.sisrnet
-    if model.system != "deepsum":
-        return 0.0
-    registration = {"none": 0.0, "correlation": parts.dynamic}
-    return (
-        parts.sisrnet
-        + parts.fusionnet
-        + registration.get(model.registration, parts.regnet + parts.dynamic)
-    )
 
 
 def brighter(norm: Normalization, gain: float, haze: float = 0.0) -> Normalization:
@@ -107,9 +90,10 @@ class Bench:
         bundle, seconds, steps = self.system(row, seed)
         data, band = self.scenes(row.many), self.base.data.band
         frames = row.max_frames or self.max_frames
-        summary, scores = evaluate.evaluate(
-            self._for_test(bundle, row), data, self._split(data), band, frames, progress
-        )
+        summary, scores = evaluate(
+            self._for_test(bundle, row), data, self._split(data), band, frames, progress,
+            compute=self.base.compute,
+        )  # fmt: skip
         forward = self._forward_work(bundle.config, scores)
         cell = {
             **summary,
@@ -127,7 +111,7 @@ class Bench:
     # --- systems
 
     def _is_parameterless(self, row: Row) -> bool:
-        return row_config(row, self.base, 0).model.system in PARAMETERLESS
+        return row_config(row, self.base, 0).model.system in parameterless()
 
     def is_trained(self, row: Row, seed: int) -> bool:
         """Whether `system` has nothing to train."""
@@ -140,13 +124,13 @@ class Bench:
         """A row's system, trained if it is not yet: bundle, seconds of training, steps by stage."""
         wanted = row_config(row, self.base, seed)
         info = BundleInfo(reference=wanted.data.reference)
-        if wanted.model.system in PARAMETERLESS:
+        if wanted.model.system in parameterless():
             return Bundle({}, wanted.model, info), 0.0, {}
         source = self.rows[row.trained_as or row.name]
         config = row_config(source, self.base, seed)
         folder = self._folder(source, seed)
         seconds = 0.0
-        plan = stages.plan(config.model)
+        plan = stages_of(config.model)
         before = [s.name for s in plan[:-1] if getattr(config, s.name).steps]
         init = None
         if before:
@@ -179,14 +163,10 @@ class Bench:
         info = dataclasses.replace(bundle.info, validation_scenes=scenes)
         return Bundle(bundle.params, config, info)
 
-    def _forward_work(self, model: ModelConfig, scores: Sequence[evaluate.SceneScore]) -> float:
+    def _forward_work(self, model: ModelConfig, scores: Sequence[SceneScore]) -> float:
         """Operations per scene, of all windows that it takes."""
-        stack = model.system in ("deepsum", "duf")
-        total = 0.0
-        for s in scores:
-            windows = max(1, s.frames - model.num_frames + 1) if stack else 1
-            total += windows * work(model, *s.shape)
-        return total / max(1, len(scores))
+        work = system_of(model).work
+        return sum(work(model, *s.shape, s.frames) for s in scores) / max(1, len(scores))
 
     # --- scenes
 
@@ -210,7 +190,7 @@ class Bench:
 
     def bands(self) -> list[str]:
         """The bands of the scenes that systems are tested on."""
-        _, folders = evaluate.select_scenes(*self._tested_on(), self.base.data.band)
+        _, folders = select_scenes(*self._tested_on(), self.base.data.band)
         return sorted({f.band for f in folders})
 
     def held_out_scenes(self, band: str, count: int) -> list[tuple[Scene, Any]]:
@@ -230,7 +210,7 @@ def _validation_scenes(data: Path, base: TrainConfig, cache: Path) -> tuple[str,
     """The scenes that training leaves out, as BAND/NAME; none where the test part has HR."""
     if any(f.part == "test" and (f.path / "HR.png").exists() for f in kelvins.find_scenes(data)):
         return ()
-    prepared = prepare.prepare_dataset(data, base.model, base.data, cache, progress=True)
+    prepared = prepare_dataset(data, base.model, base.data, cache, progress=True)
     return tuple(f"{s.band}/{s.name}" for s in prepared.validation)
 
 

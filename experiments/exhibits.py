@@ -1,6 +1,6 @@
 """The paper's tables and figures, and those that people ask for beside them, as data.
 
-An exhibit is a list of rows, or curves through rows. Each has a module of its name for its command.
+An exhibit is a list of rows, or curves through rows; its name is that of its command.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Exhibit:
     """One table or figure.
 
     Attributes:
-      name: of its files and its module.
+      name: of its files and its command.
       title: over it.
       about: what it answers.
       table: its rows, in order.
@@ -38,7 +38,7 @@ class Exhibit:
 
     @property
     def command(self) -> str:
-        return f"python -m experiments.{self.name} --workdir DIR"
+        return f"python -m experiments {self.name} --workdir DIR"
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -78,7 +78,7 @@ REGISTRATION = Exhibit(
 )
 ABLATIONS = Exhibit(
     "ablations",
-    "Ablations",
+    "Ablations: one thing changed at a time",
     "DeepSUM with one thing changed at a time; the non-local SISRNet gathers the eight most alike "
     "pixels around each.",
     (*rows.ABLATIONS, rows.DEEPSUM),
@@ -163,7 +163,7 @@ EXHIBITS = (
     TABLE2, TABLE1, REGISTRATION, ABLATIONS, PANELS, BRIGHTNESS, HAZE, SENSOR, REFERENCE_FRAME,
     FRAMES_TEST, FRAMES_TRAINING, STEPS,
 )  # fmt: skip
-"""In the order of the report, which is that in which `experiments.all` runs them."""
+"""In the order of the report, which is that in which `experiments all` runs them."""
 
 ROWS = {row.name: row for e in EXHIBITS for row in (*e.rows, *e.needs)}
 """All rows by name."""

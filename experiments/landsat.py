@@ -1,11 +1,11 @@
 """Real unregistered images with a truth: Landsat 8 panchromatic dates around New York.
 
-    python -m experiments.landsat --input DIR --params DIR --output DIR
+    python -m experiments landsat --input DIR --params DIR --output DIR
 
 The dates of two neighbouring path/rows see one box of ground together. Windows of it become
 scenes in the Kelvins layout: every date's band 8, degraded by the network's scale, is a frame, and
-the clearest date, left out of the frames, is HR as it is. A network and Bicubic+Mean are scored on
-them.
+the clearest date, left out of the frames, is HR as it is. A network is scored on them, beside the
+alternatives that need none.
 
 * No date is resampled. Each has its own origin and pixel size, so its window begins at its own
   whole pixel nearest to a common ground position, and what is left, up to half a pixel a date, is
@@ -47,14 +47,19 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 
-from deepsum_jax import cli, evaluate, figures, files, metrics, simulate
+from deepsum_jax import cli, figures, files, metrics
 from deepsum_jax.bundle import Bundle, load_params
 from deepsum_jax.data import kelvins
 from deepsum_jax.data.frames import select_frames
+from deepsum_jax.data.resample import bicubic_upsample
 from deepsum_jax.data.scene import Scene
+from deepsum_jax.data.simulation import CONVENTION, kelvins_norm
 from deepsum_jax.data.stackfile import write_output
-from deepsum_jax.model import ops
 from deepsum_jax.predict import check_predictor, predict
+from deepsum_jax.scoring.company import COMPANY
+from deepsum_jax.scoring.report import panel
+from deepsum_jax.scoring.scene import SceneScore, true_shifts
+from deepsum_jax.scoring.summary import evaluate
 
 BAND = "PAN"  # the folder's name
 PATH_ROWS = ("013032", "014032")
@@ -62,6 +67,7 @@ WINDOW = 45  # HR pixels a side, cut down to a multiple of the scale
 PSF_SIGMA = 0.45  # LR pixels, Gaussian, before the average over the pixel
 MIN_HR_CLEAR = 0.75  # fraction of HR, as in the Kelvins data
 RADIOMETRY = ("match", "reflectance", "raw")
+_SHOWN = 6  # scenes in the panel
 _MARGIN = 2  # LR pixels around a window, as far as the Gaussian reaches
 _NAME = re.compile(r"LC08_[A-Z0-9]+_(\d{6})_(\d{8})_B8\.TIF", re.IGNORECASE)
 
@@ -385,7 +391,7 @@ def make_place(
     )  # fmt: skip
     place = {
         "units": "HR pixels",
-        "convention": simulate.CONVENTION,
+        "convention": CONVENTION,
         "frames": {f"LR{n:03d}": [round(s, 4) for s in cuts[n].shift] for n in numbers},
         "hr": [round(s, 4) for s in chosen.shift],
         "dates": {f"LR{n:03d}": dates[n].name for n in numbers},
@@ -445,7 +451,7 @@ def write_places(
         scene = scaled(place.scene, gain, offset)
         kelvins.write_scene(folder_of(data, place), scene)
         files.write_json(folder_of(data, place) / "truth.json", place.truth)
-        norm[scene.name] = simulate.kelvins_norm(scene)
+        norm[scene.name] = kelvins_norm(scene)
     kelvins.write_norm(data / "norm.csv", norm)
 
 
@@ -460,7 +466,7 @@ def folder_of(data: Path, place: Place) -> Path:
 def bounds(scene: Scene, own: np.ndarray) -> dict[str, float | None]:
     """cPSNR, in dB, of a flat image and of HR's own LR image `own` [h, w], bicubic."""
     assert scene.hr is not None and scene.hr_mask is not None and scene.scale is not None
-    upsampled = ops.bicubic_upsample(own.astype(np.float32), scene.scale)
+    upsampled = bicubic_upsample(own.astype(np.float32), scene.scale)
     images = np.stack([np.zeros_like(upsampled), upsampled])[..., None]
     hr, mask = (np.stack([x, x])[..., None] for x in (scene.hr, scene.hr_mask))
     scores = (float(v) for v in metrics.cpsnr(images, hr, mask))
@@ -470,7 +476,7 @@ def bounds(scene: Scene, own: np.ndarray) -> dict[str, float | None]:
 def rest(scene: Scene, truth: dict[str, Any], frames: int) -> np.ndarray:
     """True shifts [n, 2] of the first window's frames: the error of no registration at all."""
     members = select_frames(scene.masks, frames)[:frames]
-    return evaluate.true_shifts(truth, [scene.frames[n] for n in members])[1:]
+    return true_shifts(truth, [scene.frames[n] for n in members])[1:]
 
 
 def report(summary: dict[str, Any]) -> str:
@@ -480,14 +486,15 @@ def report(summary: dict[str, Any]) -> str:
     def line(label: str, date: str, frames: str, row: dict[str, Any]) -> str:
         both = row["cpsnr"], row["bicubic_mean"]
         gain = None if None in both else both[0] - both[1]
-        cells = [row["flat"], row["bicubic_mean"], row["cpsnr"], gain, row["own_lr"], row["cssim"]]
-        forms = [".2f", ".2f", ".2f", "+.2f", ".2f", ".4f"]
-        texts = ["–" if c is None else format(c, f) for c, f in zip(cells, forms)]
+        others = [(row[name], ".2f") for name in ("flat", *COMPANY)]
+        own = [(row["cpsnr"], ".2f"), (gain, "+.2f"), (row["own_lr"], ".2f"), (row["cssim"], ".4f")]
+        texts = ["–" if value is None else format(value, form) for value, form in (*others, *own)]
         return f"| {' | '.join([label, date, frames, *texts])} |"
 
+    heads = ["flat", *COMPANY.values(), summary["system"], "over Bicubic+Mean", "HR's own LR"]
     lines = [
-        "| scene | HR date | frames | flat | Bicubic+Mean | DeepSUM | gain | HR's own LR | cSSIM |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| scene | HR date | frames | {' | '.join(heads)} | cSSIM |",
+        "|---|---|---:|" + "---:|" * (len(heads) + 1),
     ]
     for row in summary["scenes"]:
         place = about["scenes"][row["name"]]
@@ -505,13 +512,13 @@ def report(summary: dict[str, Any]) -> str:
     if errors:
         learned, correlated, none = (
             ", ".join(f"{v:.2f}" for v in pair)
-            for pair in (errors["median_error_regnet"], errors["median_error_cross_correlation"],
+            for pair in (errors["median_error"], errors["median_error_cross_correlation"],
                          about["median_shift"])
         )  # fmt: skip
         lines += [
             "",
             f"registration against the geo-coordinates, median error (y, x) in HR pixels over "
-            f"{errors['frames']} frames: RegNet {learned}; integer cross-correlation "
+            f"{errors['frames']} frames: {errors['by']} {learned}; integer cross-correlation "
             f"{correlated}; none at all {none}",
         ]
     return "\n".join(lines) + "\n"
@@ -551,7 +558,13 @@ def run(
     with files.written_aside(output) as aside:
         data = aside / "data"
         write_places(data, places, gain, offset)
-        summary, scores = evaluate.evaluate(bundle, data, "all")
+        shown: list[SceneScore] = []
+
+        def each(score: SceneScore) -> None:
+            if len(shown) < _SHOWN:
+                shown.append(score)
+
+        summary, _ = evaluate(bundle, data, "all", each=each)
         about: dict[str, Any] = {
             "radiometry": radiometry, "gain": gain, "offset": offset, "window": size,
             "windows": len({tuple(p.truth["centre"].values()) for p in places}), "scenes": {},
@@ -574,15 +587,15 @@ def run(
         files.write_json(aside / "results.json", summary)
         text = report(summary)
         (aside / "results.md").write_text(text, encoding="utf-8")
-        figures.save(evaluate.panel(scores[:6]), aside / "panel.png")
+        figures.save(panel(shown), aside / "panel.png")
     return text
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     p = cli.parser(
-        "python -m experiments.landsat",
-        "Score a trained network on real Landsat 8 dates, degraded, beside Bicubic+Mean.",
+        "python -m experiments landsat",
+        "Score a trained network on real Landsat 8 dates, degraded, beside what needs no network.",
         """writes into the output folder:
   data/        the scenes in the Kelvins layout, norm.csv, truth.json (shifts, dates)
   sr/          the super-resolved images, .npy and 16-bit .png

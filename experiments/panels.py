@@ -1,16 +1,12 @@
-"""Pictures of the systems' results, band by band, and RegNet's filters on their frames.
-
-python -m experiments.panels --workdir DIR [--data DIR] [--steps-scale X]
-"""
+"""Pictures of the systems' results, band by band, and RegNet's filters on their frames."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from deepsum_jax import cli, figures, files
-from experiments import pictures, tables
-from experiments.cells import Bench, missing, raise_failures, run_all
+from deepsum_jax import figures, files
+from experiments import pictures
+from experiments.cells import Bench
 from experiments.exhibits import PANELS
 
 SCENES = 2  # of each band
@@ -25,30 +21,16 @@ def draw(bench: Bench, output: Path, seed: int, caption: str) -> None:
     lines = [f"# {PANELS.title}", PANELS.about]
     shown_scenes = {band: bench.held_out_scenes(band, SCENES) for band in bench.bands()}
     for band, scenes in shown_scenes.items():
-        figure = pictures.comparison(systems, [scene for scene, _ in scenes], bench.max_frames)
+        figure = pictures.comparison(
+            systems, [scene for scene, _ in scenes], bench.max_frames, bench.base.compute
+        )
         figures.save(figure, output / f"{PANELS.name}_{band or 'band'}.png", caption)
         names = ", ".join(scene.name for scene, _ in scenes)
         lines.append(f"Band {band}: scenes {names}.")
     if "deepsum" in bundles:
         scene, truth = next(iter(shown_scenes.values()))[0]
-        figure = pictures.filters_on_frames(bundles["deepsum"], scene, truth)
+        figure = pictures.filters_on_frames(bundles["deepsum"], scene, truth, bench.base.compute)
         figures.save(figure, output / f"{PANELS.name}_filters.png", caption)
     lines += [f"| {label} |\n|---|\n| not run |" for label in gaps]
     with files.written_aside(output / f"{PANELS.name}.md") as aside:
         aside.write_text("\n\n".join([*lines, caption]) + "\n")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("python -m experiments.panels", f"{PANELS.title}. {PANELS.about}")
-    args = parser.parse_args(argv)
-    bench, output = tables.make_bench(args), args.output or args.workdir
-    cells = [] if args.no_run else missing(bench, PANELS.needs, args.seeds[:1])
-    failures = run_all(bench, cells)
-    about = tables.caption("python -m experiments.panels", args, bench.base)
-    draw(bench, output, args.seeds[0], about)
-    print(f"\npictures: {', '.join(str(p) for p in sorted(output.glob('panels_*.png')))}")
-    raise_failures(failures)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -21,13 +21,18 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from deepsum_jax import evaluate, figures, losses
+from deepsum_jax import figures, losses
 from deepsum_jax.bundle import Bundle
-from deepsum_jax.data import kelvins, prepare
-from deepsum_jax.data.frames import select_frames
-from deepsum_jax.data.scene import Scene
+from deepsum_jax.config import Compute
+from deepsum_jax.data import kelvins, resample
+from deepsum_jax.data.fill import fill_hidden
+from deepsum_jax.data.frames import reference_frame, select_frames
+from deepsum_jax.data.scene import Scene, with_channels
 from deepsum_jax.model import ops
 from deepsum_jax.predict import check_predictor, super_resolve
+from deepsum_jax.scoring.scene import evaluate_scene, read_truth, true_shifts
+from deepsum_jax.scoring.splits import select_scenes
+from deepsum_jax.systems.system import Stack
 
 CROP = 48  # HR pixels, side of the magnified detail
 MARGIN = 8  # HR pixels that the detail keeps from the border of the scene
@@ -68,8 +73,8 @@ def place(image: np.ndarray, hr: np.ndarray, clear: np.ndarray) -> tuple[np.ndar
     scored[top:bottom, left:right] = clear[top:bottom, left:right]
 
     move = top - _BORDER, left - _BORDER
-    inside = ops.translate(np.ones_like(clear), move, fill=False)
-    moved = figures.match_brightness(ops.translate(image, move), known, scored)
+    inside = resample.translate(np.ones_like(clear), move, fill=False)
+    moved = figures.match_brightness(resample.translate(image, move), known, scored)
     return np.where(inside, moved, np.nan), np.where(scored, moved - known, np.nan)
 
 
@@ -91,27 +96,27 @@ def choose_crop(hr: np.ndarray, clear: np.ndarray) -> tuple[int, int, int]:
     energy[:, :-1] += np.where(clear[:, :-1] & clear[:, 1:], np.diff(known, axis=1), 0) ** 2
     y, x = (min(MARGIN, (n - side) // 2) for n in hr.shape)
     inner = np.s_[y : hr.shape[0] - y, x : hr.shape[1] - x]
-    count = ops.window_sums(clear[inner].astype(np.int64), side)
-    detail = np.where(count == count.max(), ops.window_sums(energy[inner], side), -np.inf)
+    count = resample.window_sums(clear[inner].astype(np.int64), side)
+    detail = np.where(count == count.max(), resample.window_sums(energy[inner], side), -np.inf)
     row, column = np.unravel_index(int(detail.argmax()), detail.shape)
     return int(row) + y, int(column) + x, side
 
 
 def _columns(
-    systems: Sequence[tuple[str, Bundle]], scene: Scene, max_frames: int
+    systems: Sequence[tuple[str, Bundle]], scene: Scene, max_frames: int, compute: Compute
 ) -> tuple[list[Column], np.ndarray]:
     """LR, every system and HR of a scene, and HR's mask [H, W]."""
     if scene.hr is None or scene.hr_mask is None or scene.scale is None:
         raise ValueError(f"scene {scene.name!r}: found no HR, expected it to compare with")
-    hr, clear = prepare.with_channels(scene.hr, 2)[..., 0].astype(np.float32), scene.hr_mask
-    scores = [evaluate.evaluate_scene(b, scene, None, max_frames, _BORDER) for _, b in systems]
-    frames = [ops.nearest_upsample(s.images["LR"], scene.scale) for s in scores if s.images]
+    hr, clear = with_channels(scene.hr, 2)[..., 0].astype(np.float32), scene.hr_mask
+    scores = [evaluate_scene(b, scene, None, max_frames, _BORDER, compute) for _, b in systems]
+    frames = [resample.nearest_upsample(s.images["LR"], scene.scale) for s in scores if s.images]
     blank = np.full(hr.shape, np.nan)  # what a scene without a reliable pixel gives
     lr, _ = place(frames[0], hr, clear) if frames else (blank, blank)
     columns = [Column("LR, reference frame\n", lr)]
     for (label, _), score in zip(systems, scores):
         cpsnr = "–" if math.isnan(score.cpsnr) else f"{score.cpsnr:.2f} dB"
-        pair = place(score.images[score.label], hr, clear) if score.images else (blank, blank)
+        pair = place(score.images["SR"], hr, clear) if score.images else (blank, blank)
         columns.append(Column(f"{textwrap.fill(label, 30)}\n{cpsnr}", *pair))
     return [*columns, Column("HR\n", hr)], clear
 
@@ -153,7 +158,10 @@ def _draw_scene(axes: np.ndarray, scene: Scene, columns: list[Column], clear: np
 
 
 def comparison(
-    systems: Sequence[tuple[str, Bundle]], scenes: Sequence[Scene], max_frames: int = 9
+    systems: Sequence[tuple[str, Bundle]],
+    scenes: Sequence[Scene],
+    max_frames: int = 9,
+    compute: Compute = Compute(),
 ) -> Figure:
     """Systems side by side: per scene the images, one detail of them, and their errors.
 
@@ -164,7 +172,7 @@ def comparison(
     Args:
       systems: what to call each, and a whole system of the scenes' scale and channels.
       scenes: with HR.
-      max_frames: as in `predict`.
+      max_frames, compute: as in `predict`.
 
     Raises:
       ValueError: a scene without HR, or of another scale or number of channels.
@@ -177,7 +185,7 @@ def comparison(
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(heights), count, squeeze=False, height_ratios=heights)
     for rows, scene in zip(axes.reshape(len(scenes), 3, count), scenes):
-        _draw_scene(rows, scene, *_columns(systems, scene, max_frames))
+        _draw_scene(rows, scene, *_columns(systems, scene, max_frames, compute))
     return figure
 
 
@@ -223,7 +231,12 @@ def _draw_filters(
     bar.ax.tick_params(labelsize=7)
 
 
-def filters_on_frames(bundle: Bundle, scene: Scene, truth: dict[str, Any] | None = None) -> Figure:
+def filters_on_frames(
+    bundle: Bundle,
+    scene: Scene,
+    truth: dict[str, Any] | None = None,
+    compute: Compute = Compute(),
+) -> Figure:
     """RegNet's dynamic filters beside the frames of the first window, which they register.
 
     Filters share one scale of grey, by the square root of the weights so that their tails show. Of
@@ -234,6 +247,7 @@ def filters_on_frames(bundle: Bundle, scene: Scene, truth: dict[str, Any] | None
       bundle: a whole system of the scene's channels.
       scene: HR is not needed.
       truth: of a simulated scene, to mark where its true shifts would put each filter's delta.
+      compute: as in `predict`.
 
     Raises:
       ValueError: a bundle that cannot predict, or a truth without the frames' shifts.
@@ -241,16 +255,18 @@ def filters_on_frames(bundle: Bundle, scene: Scene, truth: dict[str, Any] | None
     check_predictor(bundle)
     if not scene.masks.any():
         return Figure(figsize=_EMPTY)
-    config, lr = bundle.config, prepare.with_channels(scene.lr, 3)
-    reference = prepare.reference_frame(scene, bundle.info.reference)
+    config, lr = bundle.config, with_channels(scene.lr, 3)
+    reference = reference_frame(scene, bundle.info.reference)
     kept = select_frames(scene.masks, config.num_frames, reference, config.num_frames)
-    filters = super_resolve(bundle, lr, scene.masks, kept).filters  # [N − 1, K, K] or [0, K, K]
+    stack = Stack(lr[kept], scene.masks[kept])
+    found = super_resolve(bundle, stack, compute).filters  # [N − 1, K, K]
+    filters = np.zeros((0, 1, 1)) if found is None else found
     members = [*kept, *kept[:1] * (len(filters) + 1 - len(kept))]  # as windows repeat frame 0
     numbers = [scene.frames[n] for n in members]
-    true = [None] * len(members) if truth is None else [*evaluate.true_shifts(truth, numbers)]
-    filled = prepare.fill_hidden(lr[members], scene.masks[members])[..., :1]
-    frames = prepare.upsample(filled, config.scale)[..., 0]  # [N, H, W]
-    clear = ops.nearest_upsample(scene.masks[members], config.scale)
+    true = [None] * len(members) if truth is None else [*true_shifts(truth, numbers)]
+    filled = fill_hidden(lr[members], scene.masks[members])[..., :1]
+    frames = resample.upsample(filled, config.scale)[..., 0]  # [N, H, W]
+    clear = resample.nearest_upsample(scene.masks[members], config.scale)
     low, high = figures.stretch([frames[clear]])
 
     cells, columns = (2 if len(filters) else 1), math.ceil(math.sqrt(len(members)))
@@ -277,18 +293,18 @@ def choose_scenes(
     """Scenes to show, by a rule that looks at no result: evenly spaced by name, first to last.
 
     Args:
-      bundle, data, split, band: as in `evaluate.select_scenes`.
+      bundle, data, split, band: as in `splits.select_scenes`.
       count: at most this many; a single one is the first.
 
     Returns:
       Each scene, with its `truth.json` where it has one.
     """
-    _, found = evaluate.select_scenes(bundle, data, split, band)
+    _, found = select_scenes(bundle, data, split, band)
     folders = sorted(found, key=lambda folder: (folder.name, folder.band, folder.part))
     count, norms = min(count, len(folders)), kelvins.read_norm_for(data)
     chosen = []
     for n in range(count):
         folder = folders[n * (len(folders) - 1) // max(count - 1, 1)]
         scene = kelvins.read_scene(folder, norms.get(folder.name))
-        chosen.append((scene, evaluate.read_truth(folder)))
+        chosen.append((scene, read_truth(folder)))
     return chosen

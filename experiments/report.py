@@ -1,6 +1,6 @@
 """One page that shows what every experiment found, and says what has not run.
 
-    python -m experiments.report --input DIR [--output FILE]
+    python -m experiments report --input DIR [--output FILE]
 
 Style, pictures and data lie inside the page: it is one HTML file and loads nothing.
 An exhibit NAME is shown from NAME.md (its last paragraph is the caption), NAME.png and
@@ -231,7 +231,7 @@ def page(folder: Path, exhibits: Sequence[ExhibitLike]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    p = cli.parser("python -m experiments.report", __doc__ or "")
+    p = cli.parser("python -m experiments report", __doc__ or "")
     p.add_argument("--input", required=True, type=Path, metavar="DIR", help="folder of results")
     p.add_argument("--output", type=Path, metavar="FILE", help="default: DIR/report.html")
     args = p.parse_args(argv)

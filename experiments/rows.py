@@ -1,8 +1,8 @@
 """The systems that the experiments compare: how each is configured, trained and tested.
 
 Every learned system sees the same scenes, patches and batch sizes. Networks over stacks get the
-preset's end-to-end steps behind whatever pretraining they have; systems without stages of their own
-(SISR, DUF) get the steps of SISRNet's pretraining and of the end-to-end stage together.
+preset's end-to-end steps behind whatever pretraining they have; systems of a single stage (SISR,
+DUF) get the steps of SISRNet's pretraining and of the end-to-end stage together.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import dataclasses
 from typing import Any
 
 from deepsum_jax.config import ModelConfig, StageConfig, TrainConfig, override
-from deepsum_jax.training import stages
-
-STAGES = tuple(stage.name for stage in stages.STAGES)
+from deepsum_jax.systems.table import system_of
+from deepsum_jax.training.stages import NAMES as STAGES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,11 +157,10 @@ def scaled(config: TrainConfig, factor: float) -> TrainConfig:
 def row_config(row: Row, base: TrainConfig, seed: int) -> TrainConfig:
     """What a row trains with."""
     config = override(base, [*row.settings, f"seed={seed}"])
-    both = base.sisrnet.steps + base.deepsum.steps
-    if config.model.system in ("sisr", "sisr_mean"):
-        config = override(config, [f"sisrnet.steps={both}"])
-    if config.model.system == "duf":
-        config = override(config, [f"deepsum.steps={both}"])
+    plan = system_of(config.model).stages(config.model)
+    if len(plan) == 1:
+        both = base.sisrnet.steps + base.deepsum.steps
+        config = override(config, [f"{plan[0].name}.steps={both}"])
     return scaled(config, row.steps)
 
 

@@ -1,8 +1,8 @@
 """How the cost of the network grows with frames, image size and features: a table and a plot.
 
-    python -m experiments.scaling --output DIR [--preset P]
+    python -m experiments scaling --output DIR [--preset P]
 
-Times and memory of one forward pass, each in a process of its own, as `experiments.benchmark`
+Times and memory of one forward pass, each in a process of its own, as `experiments benchmark`
 measures them. One quantity varies at a time, the others stay at the preset's.
 """
 
@@ -71,7 +71,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     p = cli.parser(
-        "python -m experiments.scaling",
+        "python -m experiments scaling",
         "Measure how the forward pass grows with frames, image size and features.",
     )
     p.add_argument(
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files.check_target(args.output / "scaling.csv", "--output")
     rows = measure(args.preset, args.pairs)
     about = ", ".join(f"{k} {v}" for k, v in benchmark.machine().items())
-    command = f"python -m experiments.scaling --preset {args.preset} --pairs {args.pairs}"
+    command = f"python -m experiments scaling --preset {args.preset} --pairs {args.pairs}"
     text = f"{table(rows)}\n\n`{command}`: {rows[0]['platform']}, {about}\n"
     with (
         files.written_aside(args.output / "scaling.csv") as aside,

@@ -1,8 +1,8 @@
-"""Cells made into tables, charts and curves, with paired statistics; and the command for one.
+"""Cells made into tables, charts and curves, with paired statistics; and their arguments.
 
 Systems are held against another on the same scenes: the mean difference of their cPSNR (over the
 seeds that have run), a bootstrap interval over scenes, and the scenes won. A row of which nothing
-has run reads "not run".
+has run reads "not run". What anyone can have without a network stands under every table.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from deepsum_jax import cli, evaluate, figures, files
+from deepsum_jax import cli, figures, files
 from deepsum_jax.config import PRESETS, TrainConfig, override, preset
+from deepsum_jax.scoring.summary import bootstrap
 from deepsum_jax.training import parallel
-from experiments.cells import Bench, Cell, missing, raise_failures, run_all
+from experiments.cells import Bench, Cell
 from experiments.exhibits import ROWS, Exhibit
 from experiments.rows import STAGES, Row, scaled
 
@@ -29,10 +30,23 @@ Entry = dict[str, Any]
 # --- statistics ---------------------------------------------------------------------------------
 
 
-def scene_values(cells: Sequence[Cell]) -> dict[str, float]:
-    """Mean over seeds of every scene's cPSNR, NaN where one has none; by BAND/NAME."""
+ALTERNATIVES = {
+    "bicubic": "bicubic of the reference",
+    "ibp_one": "IBP of the reference alone",
+    "bicubic_mean": "Bicubic+Mean",
+    "ibp": "IBP",
+}
+"""What is said of `scoring.company` under a table."""
+
+
+def scene_values(cells: Sequence[Cell], key: str = "cpsnr") -> dict[str, float]:
+    """Mean over seeds of every scene's cPSNR, NaN where one has none; by BAND/NAME.
+
+    Args:
+      key: "cpsnr" of the row itself, or one of `ALTERNATIVES`, which earlier cells lack.
+    """
     values = [
-        {f"{s['band']}/{s['name']}": float(s["cpsnr"] or np.nan) for s in cell["scenes"]}
+        {f"{s['band']}/{s['name']}": float(s.get(key) or np.nan) for s in cell["scenes"]}
         for cell in cells
     ]
     common = [name for name in values[0] if all(name in v for v in values)]
@@ -45,6 +59,11 @@ def differences(a: dict[str, float], b: dict[str, float]) -> np.ndarray:
     return paired[np.isfinite(paired)]
 
 
+def _finite_mean(values: dict[str, float]) -> float | None:
+    finite = [v for v in values.values() if np.isfinite(v)]
+    return float(np.mean(finite)) if finite else None
+
+
 def entry(bench: Bench, row: Row, seeds: Sequence[int]) -> Entry:
     """A row of a table as plain data, held against what the row says."""
     out: Entry = {"row": row.name, "system": row.label, "cpsnr": None}
@@ -52,10 +71,10 @@ def entry(bench: Bench, row: Row, seeds: Sequence[int]) -> Entry:
     if not cells:
         return out
     values = scene_values(cells)
+    out |= {key: _finite_mean(scene_values(cells, key)) for key in ALTERNATIVES}
     means = [c["mean"]["cpsnr"] for c in cells if c["mean"]["cpsnr"] is not None]
-    finite = [v for v in values.values() if np.isfinite(v)]
     out |= {
-        "cpsnr": float(np.mean(finite)) if finite else None,
+        "cpsnr": _finite_mean(values),
         "seeds": len(cells),
         "seed_deviation": float(np.std(means, ddof=1)) if len(means) > 1 else None,
         "cssim": float(np.mean([c["mean"]["cssim"] or np.nan for c in cells])),
@@ -71,7 +90,7 @@ def entry(bench: Bench, row: Row, seeds: Sequence[int]) -> Entry:
     if other.name != row.name and held:
         behind = differences(scene_values(held), values)
         if behind.size:
-            low, high = evaluate.bootstrap(behind)
+            low, high = bootstrap(behind)
             out |= {
                 "against": other.label,
                 "behind": float(behind.mean()),
@@ -125,6 +144,18 @@ def markdown(table: Sequence[Entry], seeds: int, first: str = "system") -> str:
         )
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def company(table: Sequence[Entry]) -> str:
+    """What the alternatives have on the scenes of a table's rows, in a line; a range where rows
+    differ in scenes or settings. Empty where no cell tells."""
+    parts = []
+    for key, label in ALTERNATIVES.items():
+        known = [f"{t[key]:.2f}" for t in table if t.get(key) is not None]
+        if known:
+            low, high = min(known, key=float), max(known, key=float)
+            parts.append(f"{label} {low}" + f" to {high}" * (low != high))
+    return f"On the same scenes: {', '.join(parts)} dB." if parts else ""
 
 
 def chart(table: Sequence[Entry], title: str) -> Figure:
@@ -189,8 +220,10 @@ def write(output: Path, exhibit: Exhibit, bench: Bench, seeds: Sequence[int], ca
     made = sorted({m for t in table for m in t.get("made", ())})
     caption += f" Made {'; '.join(made)}." if made else ""
     text = markdown(table, len(seeds), f"system, {exhibit.axis}" if exhibit.axis else "system")
+    beside = company(table)
+    text += f"\n{beside}\n" if beside else ""
     with files.written_aside(output / f"{exhibit.name}.csv") as aside:
-        _write_csv(aside, table, caption)
+        _write_csv(aside, table, f"{beside} {caption}".strip())
     with files.written_aside(output / f"{exhibit.name}.md") as aside:
         aside.write_text(f"# {exhibit.title}\n\n{exhibit.about}\n\n{text}\n{caption}\n")
     figures.save(figure, output / f"{exhibit.name}.png", caption)
@@ -198,8 +231,9 @@ def write(output: Path, exhibit: Exhibit, bench: Bench, seeds: Sequence[int], ca
 
 
 _COLUMNS = (
-    "row", "system", "x", "cpsnr", "seeds", "seed_deviation", "cssim", "scenes", "against",
-    "behind", "low", "high", "wins", "of", "steps", "train_seconds", "gflop", "parameters", "made",
+    "row", "system", "x", "cpsnr", "seeds", "seed_deviation", "cssim", "scenes", *ALTERNATIVES,
+    "against", "behind", "low", "high", "wins", "of", "steps", "train_seconds", "gflop",
+    "parameters", "made",
 )  # fmt: skip
 
 
@@ -213,7 +247,7 @@ def _write_csv(path: Path, table: Sequence[Entry], caption: str) -> None:
         file.write(f"# {caption}\n")
 
 
-# --- the command --------------------------------------------------------------------------------
+# --- arguments --------------------------------------------------------------------------------
 
 
 def parser(command: str, what: str) -> argparse.ArgumentParser:
@@ -289,27 +323,3 @@ def caption(command: str, args: argparse.Namespace, base: TrainConfig) -> str:
         f"Held-out part of {scenes}, at most {args.max_frames} frames. `{command}`. Budget: "
         f"{budget}; patches of {base.data.patch_size} HR pixels."
     )
-
-
-def run_missing(
-    bench: Bench,
-    rows: Sequence[Row],
-    args: argparse.Namespace,
-    ended: Callable[[Row], object] = lambda row: None,
-) -> list[str]:
-    """Runs what is missing of rows, unless the arguments say not to; see `cells.run_all`."""
-    return [] if args.no_run else run_all(bench, missing(bench, rows, args.seeds), ended)
-
-
-def main(exhibit: Exhibit, argv: Sequence[str] | None = None) -> None:
-    """An exhibit from its command line."""
-    command = f"python -m experiments.{exhibit.name}"
-    args = parser(command, f"{exhibit.title}. {exhibit.about}").parse_args(argv)
-    bench = make_bench(args)
-    about = caption(command, args, bench.base)
-    output = args.output or args.workdir
-    failures = run_missing(
-        bench, exhibit.rows, args, lambda row: write(output, exhibit, bench, args.seeds, about)
-    )
-    print(f"\n{exhibit.title}\n\n{write(output, exhibit, bench, args.seeds, about)}")
-    raise_failures(failures)

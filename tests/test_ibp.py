@@ -11,11 +11,11 @@ import pytest
 from helpers import landscape
 
 from deepsum_jax import metrics
-from deepsum_jax.config.knobs import SimulationConfig
+from deepsum_jax.config import SimulationConfig
 from deepsum_jax.data.registration import register_frames
+from deepsum_jax.data.resample import bicubic_upsample
 from deepsum_jax.data.sensor import PSF_SIGMA, back_project, observe
 from deepsum_jax.data.simulation import simulate_scene
-from deepsum_jax.model import ops
 from deepsum_jax.systems.bicubic_mean import bicubic_mean
 from deepsum_jax.systems.ibp import ibp
 
@@ -102,7 +102,7 @@ def test_observe_channels_and_precision() -> None:
 def test_observe_has_the_sign_of_registration() -> None:
     """registered(y) = frame(y − s): what registers observed frames is what they were made by."""
     frames = stack(32, 40)[..., 0]
-    found = register_frames(ops.bicubic_upsample(frames, 3), None)
+    found = register_frames(bicubic_upsample(frames, 3), None)
     np.testing.assert_allclose(found, SHIFTS, atol=0.75)
     np.testing.assert_array_equal(found[[1, 4]], SHIFTS[[1, 4]])
 
@@ -251,7 +251,7 @@ def test_refinement_does_not_go_astray() -> None:
     frames = stack(16, 16, shifts=np.zeros((2, 2)))
     for frame, corner in zip(frames, (20, 35)):
         frame[..., 0] = observe(large[corner : corner + 48, 20:68], (0, 0), 3)
-    whole = register_frames(ops.bicubic_upsample(frames[..., 0], 3), None)
+    whole = register_frames(bicubic_upsample(frames[..., 0], 3), None)
     assert whole[1, 0] == 12  # a quarter of the side; 15 is true
     found = ibp(frames, clear(frames), 3, iterations=0, return_details=True).shifts
     np.testing.assert_array_equal(found, whole)

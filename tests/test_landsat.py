@@ -10,10 +10,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from pngs import assert_panels
 
-from deepsum_jax import cli, config, simulate
+from deepsum_jax import cli, config
 from deepsum_jax.bundle import Bundle, save_params
 from deepsum_jax.data import kelvins
+from deepsum_jax.data.simulation import kelvins_norm
+from deepsum_jax.scoring.company import COMPANY
 from deepsum_jax.systems.table import param_shapes
 from experiments import landsat
 
@@ -213,7 +216,7 @@ def test_scenes_read_back(source: Path, tmp_path: Path) -> None:
         assert scene.lr.shape == (3, 15, 15) and scene.hr is not None and scene.scale == 3
         assert scene.hr_mask is not None and scene.hr_mask.all()
         np.testing.assert_array_equal(scene.hr, place.scene.hr)
-        assert scene.norm is None and norm[scene.name] == simulate.kelvins_norm(scene)
+        assert scene.norm is None and norm[scene.name] == kelvins_norm(scene)
         # A plane survives blur and average: an LR pixel is the mean of the HR pixels it covers,
         # moved by the difference of the shifts.
         blocks = scene.hr.astype(float).reshape(15, 3, 15, 3).mean(axis=(1, 3))
@@ -252,8 +255,13 @@ def test_command(
     assert printed == (output / "results.md").read_text()
     results = json.loads((output / "results.json").read_text())
     assert results["n"] == 2 and results["split"] == "all"
-    assert {"cpsnr", "bicubic_mean"} <= results["scenes"][0].keys()
-    assert (output / "panel.png").read_bytes().startswith(b"\x89PNG")
+    assert {"cpsnr", *COMPANY} <= results["scenes"][0].keys()
+    head, _, first = printed.splitlines()[:3]
+    for name, label in COMPANY.items():
+        column = head.split(" | ").index(label)
+        assert first.split(" | ")[column] == f"{results['scenes'][0][name]:.2f}"
+    # The plane, enlarged, is the plane: what looks alike, and where an error is flat.
+    assert_panels(output / "panel.png", 2, 7, empty={(0, 5)}, alike=(1, 3, 4))
     values, model = [], config.preset("tiny").model
     for folder in kelvins.find_scenes(output / "data"):
         scene = kelvins.read_scene(folder)

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import TINY, delta_bundle, landscape, random_bundle
@@ -15,22 +16,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from deepsum_jax import Bundle, ModelConfig, evaluate, figures, losses, simulate
+from deepsum_jax import Bundle, ModelConfig, figures, losses
+from deepsum_jax.config import SimulationConfig
 from deepsum_jax.data.frames import select_frames
 from deepsum_jax.data.scene import Scene
+from deepsum_jax.data.simulation import simulate_scene, write_dataset
 from deepsum_jax.predict import super_resolve
+from deepsum_jax.scoring.scene import evaluate_scene
+from deepsum_jax.systems.system import Stack
 from experiments import pictures
 
-SIMULATION = simulate.SimulationConfig(lr_size=20, min_frames=5, max_frames=6)
+SIMULATION = SimulationConfig(lr_size=20, min_frames=5, max_frames=6)
 RANDOM = random_bundle(dataclasses.replace(TINY, residual_init="zeros"))
-MEAN, IBP = (Bundle({}, ModelConfig(system=s)) for s in ("bicubic_mean", "ibp"))  # type: ignore[arg-type]
+MEAN, IBP = (Bundle({}, ModelConfig(system=s)) for s in ("bicubic_mean", "ibp"))
 SYSTEMS = [("Bicubic+Mean", MEAN), ("IBP", IBP), ("ours", RANDOM)]
 
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
     """Two scenes; the second has HR pixels masked."""
-    found = [simulate.simulate_scene(0, index, SIMULATION)[0] for index in (1, 2)]
+    found = [simulate_scene(0, index, SIMULATION)[0] for index in (1, 2)]
     assert found[1].hr_mask is not None
     mask = found[1].hr_mask.copy()
     mask[30:36, 20:30] = False
@@ -52,8 +57,19 @@ def shown(axis: Axes) -> np.ndarray:
     return np.ma.filled(np.ma.asarray(axis.images[0].get_array(), float), np.nan)
 
 
-def render(figure: Figure) -> None:
-    assert figures.to_array(figure).ndim == 3  # warnings are errors
+def render(figure: Figure, empty: bool = False) -> None:
+    """Draws a figure, warnings being errors: whatever image an axis holds is there to be seen."""
+    page = figures.to_array(figure)
+    assert page.ndim == 3
+    assert (page == page[0, 0]).all() == empty
+    assert any(axis.images for axis in figure.axes) != empty
+    height = len(page)
+    for axis in figure.axes:
+        if not axis.images or not np.isfinite(shown(axis)).any():
+            continue
+        x0, y0, x1, y1 = (round(v) for v in axis.get_window_extent().extents)
+        part = page[height - y1 : height - y0, x0:x1].reshape(-1, 3)
+        assert np.ptp(part, axis=0).max() > 3, axis.get_title()
 
 
 # --- the detail
@@ -138,15 +154,17 @@ def test_errors_are_those_that_cpsnr_measures(compared: Figure, scenes: list[Sce
             error = shown(axis)
             assert np.isnan(error[~np.asarray(scene.hr_mask)]).all()
             found = 20 * math.log10(65535) - 10 * math.log10(np.nanmean(error**2))
-            score = evaluate.evaluate_scene(bundle, scene, max_frames=9)
+            score = evaluate_scene(bundle, scene, max_frames=9)
             np.testing.assert_allclose(found, score.cpsnr, atol=1e-3)
 
 
 def on_hr(image: np.ndarray, scene: Scene) -> np.ndarray:
     """An image [H, W] where it fits HR best, NaN where nothing is; its brightness as it was."""
-    hr, mask = np.float32(np.asarray(scene.hr)), np.asarray(scene.hr_mask)
-    batch = (x[None, ..., None] for x in (np.float32(image), hr, mask))
-    y, x = np.asarray(losses.align(*batch, 3).position[0]) - 3
+    hr, mask = np.asarray(scene.hr).astype(np.float32), np.asarray(scene.hr_mask)
+    sr, target, clear = (
+        jnp.asarray(x[None, ..., None]) for x in (image.astype(np.float32), hr, mask)
+    )
+    y, x = (int(v) - 3 for v in losses.align(sr, target, clear, 3).position[0])
     height, width = hr.shape
     moved = np.full(hr.shape, np.nan)
     inside = image[max(-y, 0) : height - max(y, 0), max(-x, 0) : width - max(x, 0)]
@@ -165,7 +183,8 @@ def test_images_are_the_systems_own(compared: Figure, scenes: list[Scene]) -> No
         np.testing.assert_array_equal(shown(rows[0, -1]), hr)
         for n, (_, bundle) in enumerate(SYSTEMS, start=1):
             kept = select_frames(scene.masks, bundle.config.num_frames, None, 9)
-            own = super_resolve(bundle, scene.lr[..., None], scene.masks, kept).image[..., 0]
+            stack = Stack(scene.lr[kept][..., None], scene.masks[kept])
+            own = super_resolve(bundle, stack).image[..., 0]
             image, error = shown(rows[0, n]), shown(rows[2, n])
             assert same_but_for_brightness(image, on_hr(own, scene))
             compared_at = np.isfinite(error)
@@ -184,7 +203,8 @@ def test_references_follow_the_bundle(scenes: list[Scene]) -> None:
     scene, masks = scenes[0], np.ones_like(scenes[0].masks)
     masks[0, 0, 0] = False  # the first frame is not the clearest
     scene = dataclasses.replace(scene, masks=masks)
-    for rule, n in (("clearest", 1), ("first", 0)):
+    rules: tuple[tuple[Any, int], ...] = (("clearest", 1), ("first", 0))
+    for rule, n in rules:
         info = dataclasses.replace(RANDOM.info, reference=rule)
         bundle = dataclasses.replace(RANDOM, info=info)
         rows = panels(pictures.comparison([("ours", bundle)], [scene]), 3)[0]
@@ -220,7 +240,7 @@ def test_titles_say_what_evaluate_says(compared: Figure, scenes: list[Scene]) ->
         titles = [axis.get_title() for axis in rows[0]]
         assert titles[0].startswith("LR") and titles[-1].startswith("HR")
         for title, (label, bundle) in zip(titles[1:-1], SYSTEMS):
-            score = evaluate.evaluate_scene(bundle, scene, max_frames=9)
+            score = evaluate_scene(bundle, scene, max_frames=9)
             assert title == f"{label}\n{score.cpsnr:.2f} dB"
         assert rows[0, 0].get_ylabel() == f"NIR {scene.name}"
 
@@ -245,7 +265,7 @@ def test_as_many_frames_as_asked_for(scenes: list[Scene]) -> None:
     titles = set()
     for count in (3, 5):
         figure = pictures.comparison([("ours", RANDOM)], scenes[:1], max_frames=count)
-        score = evaluate.evaluate_scene(RANDOM, scenes[0], max_frames=count)
+        score = evaluate_scene(RANDOM, scenes[0], max_frames=count)
         titles.add(figure.axes[1].get_title())
         assert f"ours\n{score.cpsnr:.2f} dB" in titles
     assert len(titles) == 2
@@ -266,7 +286,7 @@ def test_odd_scenes_are_drawn(scenes: list[Scene]) -> None:
     assert titles[0] == titles[1] == ["mean\n–", "ours\n–"]
     assert all(t.endswith(" dB") for t in titles[2] + titles[3])
     assert panels(figure, 4)[3, 0, 0].get_ylabel() == "small"
-    render(pictures.comparison([("mean", MEAN)], []))
+    render(pictures.comparison([("mean", MEAN)], []), empty=True)
     render(pictures.comparison([], [scene]))
     with pytest.raises(ValueError, match=f"scene '{scene.name}': found no HR"):
         pictures.comparison([("mean", MEAN)], [dataclasses.replace(scene, hr=None)])
@@ -284,7 +304,7 @@ def test_channel_0_of_several_is_drawn(scenes: list[Scene]) -> None:
     one = panels(pictures.comparison([("mean", MEAN)], [scene]), 3)[0]
     np.testing.assert_array_equal(shown(rows[0, 2]), shown(one[0, 2]))
     np.testing.assert_array_equal(shown(rows[0, 0]), shown(one[0, 0]))
-    score = evaluate.evaluate_scene(bundle, double)
+    score = evaluate_scene(bundle, double)
     assert rows[0, 1].get_title() == f"mean\n{score.cpsnr:.2f} dB"
     render(pictures.filters_on_frames(delta_bundle(dataclasses.replace(TINY, channels=2)), double))
 
@@ -294,14 +314,16 @@ def test_channel_0_of_several_is_drawn(scenes: list[Scene]) -> None:
 
 def marks(axis: Axes) -> dict[str, tuple[float, float]]:
     """Places (y, x) of what is marked on a filter, by label."""
-    found = {str(line.get_label()): np.ravel(line.get_data()) for line in axis.lines}
+    found = {
+        str(line.get_label()): np.ravel(np.asarray(line.get_data(), float)) for line in axis.lines
+    }
     return {label: (float(y), float(x)) for label, (x, y) in found.items()}
 
 
 @pytest.fixture(scope="module")
 def clear_scene() -> Scene:
     return dataclasses.replace(
-        simulate.simulate_scene(0, 1, SIMULATION)[0],
+        simulate_scene(0, 1, SIMULATION)[0],
         masks=None,  # type: ignore[arg-type]
     )
 
@@ -334,7 +356,9 @@ def test_marks_lie_on_the_delta(clear_scene: Scene, shift: tuple[int, int]) -> N
 def test_filters_are_the_networks_own_on_one_scale(clear_scene: Scene) -> None:
     figure = pictures.filters_on_frames(RANDOM, clear_scene)
     kept = select_frames(clear_scene.masks, 3)
-    own = super_resolve(RANDOM, clear_scene.lr[..., None], clear_scene.masks, kept).filters
+    stack = Stack(clear_scene.lr[kept][..., None], clear_scene.masks[kept])
+    own = super_resolve(RANDOM, stack).filters
+    assert own is not None
     for axis, taps in zip(figure.axes[3:6:2], own):
         np.testing.assert_allclose(shown(axis), taps, rtol=1e-5)
         assert "true" not in axis.get_title() and set(marks(axis)) == {"filter's centroid"}
@@ -386,15 +410,17 @@ def test_systems_without_filters_show_their_frames(clear_scene: Scene) -> None:
     count = len(clear_scene.lr)  # side by side, with no cell left for a filter
     assert all(axis.images and not axis.lines for axis in figure.axes[:count])
     clouded = dataclasses.replace(clear_scene, masks=np.zeros_like(clear_scene.masks))
-    render(pictures.filters_on_frames(RANDOM, clouded))
+    render(pictures.filters_on_frames(RANDOM, clouded), empty=True)
 
 
 # --- scenes
 
 
 def test_chosen_scenes_are_evenly_spaced(tmp_path: Path) -> None:
-    config = dataclasses.replace(SIMULATION, lr_size=16, min_frames=1, max_frames=1)
-    folders = simulate.write_dataset(tmp_path / "data", config, 2, 3)
+    config = dataclasses.replace(
+        SIMULATION, lr_size=16, min_frames=1, max_frames=1, scenes=2, test_scenes=3
+    )
+    folders = write_dataset(tmp_path / "data", config)
     (folders[-1].path / "truth.json").unlink()
 
     def names(split: str, count: int) -> list[int]:

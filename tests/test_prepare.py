@@ -13,9 +13,16 @@ import numpy as np
 import pytest
 from helpers import landscape
 
-from deepsum_jax import simulate
-from deepsum_jax.config import NORMALIZATIONS, TINY, DataConfig, ModelConfig, Normalization
-from deepsum_jax.data import kelvins, prepare
+from deepsum_jax.config import (
+    NORMALIZATIONS,
+    DataConfig,
+    ModelConfig,
+    Normalization,
+    SimulationConfig,
+)
+from deepsum_jax.config.presets import TINY
+from deepsum_jax.data import dataset as datasets
+from deepsum_jax.data import kelvins
 from deepsum_jax.data.dataset import Dataset, measure_normalization, prepare_dataset, split
 from deepsum_jax.data.fill import fill_hidden
 from deepsum_jax.data.frames import clearest_first
@@ -23,12 +30,11 @@ from deepsum_jax.data.prepare import (
     PreparedScene,
     SceneSkipped,
     choose_patches,
-    full_stack,
     prepare_scene,
 )
-from deepsum_jax.data.resample import aligned_masks, upsample_window
+from deepsum_jax.data.resample import aligned_masks, bicubic_upsample, upsample, upsample_window
 from deepsum_jax.data.scene import Scene
-from deepsum_jax.model import ops
+from deepsum_jax.data.simulation import write_dataset
 
 MODEL = ModelConfig(num_frames=3, features=4, filter_size=5, sisrnet_layers=2)
 DATA = DataConfig(patch_size=12, patches_per_scene=5)
@@ -43,9 +49,9 @@ def test_window_is_the_cut_of_the_whole(scale: int) -> None:
     """At every place, the edges included, and clipped to the range of the whole frame."""
     lr = np.random.default_rng(1).normal(0, 1, (2, 7, 8, 2)).astype(np.float32)
     lr[0, 3, 3] = 40  # overshoots around it, next to windows that do not see it
-    bands = [ops.bicubic_upsample(lr[..., c], scale) for c in (0, 1)]
+    bands = [bicubic_upsample(lr[..., c], scale) for c in (0, 1)]
     whole = np.stack(bands, axis=-1)
-    np.testing.assert_array_equal(prepare.upsample(lr, scale), whole)
+    np.testing.assert_array_equal(upsample(lr, scale), whole)
     for size in (1, 3, 7):
         for y in range(7 - size + 1):
             for x in range(8 - size + 1):
@@ -117,35 +123,6 @@ def test_aligned_masks(scale: int) -> None:
     assert out.dtype == bool
     np.testing.assert_array_equal(out, expected)
     assert not out[5].any()  # moved out of sight
-
-
-@pytest.mark.parametrize("alignment", ["filters", "shifts"])
-@pytest.mark.parametrize("registration", ["regnet", "correlation"])
-def test_full_stack(alignment: Any, registration: Any) -> None:
-    norm = Normalization(90.0, 20.0, 80.0, 5.0)
-    model = dataclasses.replace(
-        MODEL, mask_alignment=alignment, normalization=norm, registration=registration
-    )
-    scene = prepared(7, frames=5)
-    images, masks, shifts = full_stack(scene, model)
-    if registration == "regnet":
-        assert shifts is None
-    else:
-        np.testing.assert_array_equal(shifts, scene.shifts[:3])
-    assert images.dtype == np.float32 and masks.dtype == bool
-    up = ops.bicubic_upsample(scene.lr[:3, ..., 0].astype(np.float64), 3)
-    np.testing.assert_allclose(images, (up[..., None] - 90) / 20, atol=1e-4)
-    expected = np.kron(scene.masks[:3], np.ones((3, 3))) > 0
-    if alignment == "shifts":
-        expected = np.stack([moved(m, s) for m, s in zip(expected, scene.shifts[:3])])
-    np.testing.assert_array_equal(masks, expected[..., None])
-
-
-def moved(mask: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """A mask translated by padding and cutting; what comes in is not reliable."""
-    pad = int(abs(shift).max())
-    padded = np.roll(np.pad(mask, pad), shift, axis=(0, 1))
-    return padded[pad : pad + mask.shape[0], pad : pad + mask.shape[1]]
 
 
 # --- where patches lie
@@ -252,6 +229,7 @@ def test_scene_by_the_published_rules() -> None:
     np.testing.assert_array_equal(out.shifts, [(0, 0), (-2, -3), (-4, 2), (-1, -1)])
     assert out.shifts.dtype == np.int32
     assert out.hr.shape == (48, 48, 1) and out.hr.dtype == np.float32
+    assert scene.hr is not None
     np.testing.assert_array_equal(out.hr[1:, :, 0], scene.hr[1:])
     assert out.hr[0, 0, 0] == np.median(scene.hr[scene.hr_mask])
     np.testing.assert_array_equal(out.hr_mask, scene.hr_mask)
@@ -285,9 +263,10 @@ def test_no_reference_to_serve() -> None:
 
 def test_given_reference_is_part_of_the_cache(tmp_path: Path) -> None:
     root = tmp_path / "data"
-    simulate.write_dataset(
-        root, simulate.SimulationConfig(lr_size=16, min_frames=5, max_frames=5), 3, seed=1
+    config = SimulationConfig(
+        lr_size=16, min_frames=5, max_frames=5, scenes=3, test_scenes=0, seed=1
     )
+    write_dataset(root, config)
     data = dataclasses.replace(TINY.data, reference="given", max_shift=12)
 
     def references() -> list[np.ndarray]:
@@ -342,6 +321,7 @@ def test_plain_registration_when_asked_for() -> None:
 
 def test_several_bands() -> None:
     scene = make_scene()
+    assert scene.hr is not None
     lr, hr = np.stack([scene.lr, scene.lr / 2], -1), np.stack([scene.hr, scene.hr / 2], -1)
     lr[2, 0, 0] = 6000, 60001  # a high value in one band is enough
     both = dataclasses.replace(scene, lr=lr, hr=hr)
@@ -442,7 +422,7 @@ def test_split_is_a_shuffle_by_its_seed() -> None:
 def prepared(seed: int, frames: int = 3, channels: int = 1, offset: float = 90) -> PreparedScene:
     rng = np.random.default_rng(seed)
     lr = rng.normal(offset, 20, (frames, 5, 6, channels)).astype(np.float32)
-    up = np.stack([ops.bicubic_upsample(lr[0, ..., c], 3) for c in range(channels)], axis=-1)
+    up = np.stack([bicubic_upsample(lr[0, ..., c], 3) for c in range(channels)], axis=-1)
     hr = up + rng.normal(7, 2 + seed, up.shape).astype(np.float32)
     return PreparedScene(
         f"scene{seed}", "NIR", lr, rng.random((frames, 5, 6)) < 0.6,
@@ -469,16 +449,15 @@ def test_measured_normalization(channels: int, offset: float) -> None:
         clear = np.concatenate([s.lr[s.masks][:, c] for s in scenes]).astype(np.float64)
         residuals = []
         for s in scenes:
-            up = ops.bicubic_upsample(s.lr[0, ..., c].astype(np.float64), 3)
+            up = bicubic_upsample(s.lr[0, ..., c].astype(np.float64), 3)
             residuals.append((s.hr[..., c] - up)[s.hr_mask].var())
         expected = Normalization(
             clear.mean(), clear.std(), clear.mean(), float(np.sqrt(np.mean(residuals)))
         )
         for field, value in expected.to_dict().items():
-            found = getattr(measured, field)
-            assert isinstance(found, tuple if channels > 1 else float)
-            found = found[c] if channels > 1 else found
-            assert found == pytest.approx(value, rel=2e-6), field
+            found: Any = getattr(measured, field)
+            assert type(found) is (tuple if channels > 1 else float)
+            assert (found[c] if channels > 1 else found) == pytest.approx(value, rel=2e-6), field
 
 
 def test_normalization_of_a_flat_scene_can_be_divided_by() -> None:
@@ -518,13 +497,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The scenes that are prepared from their images, not read from a cache."""
     names: list[str] = []
-    original = prepare.prepare_scene
+    original = datasets.prepare_scene
 
     def counted(scene: Scene, model: ModelConfig, data: DataConfig) -> PreparedScene:
         names.append(scene.name)
         return original(scene, model, data)
 
-    monkeypatch.setattr(prepare, "prepare_scene", counted)
+    monkeypatch.setattr(datasets, "prepare_scene", counted)
     return names
 
 

@@ -88,7 +88,7 @@ def train(
     log.close()
     bundle = load_params(folder)
     if report and first and not bundle.missing_parts():
-        _report(bundle, root, folder, progress)
+        _report(bundle, config, root, folder, progress)
     return bundle
 
 
@@ -104,7 +104,7 @@ def _tell(data: Dataset, config: TrainConfig) -> None:
         print(f"{len(data.skipped)} scenes skipped", file=sys.stderr)
 
 
-def _report(bundle: Bundle, data: Path, folder: Path, progress: bool) -> None:
+def _report(bundle: Bundle, config: TrainConfig, data: Path, folder: Path, progress: bool) -> None:
     """The table and the panel at the end: held-out scenes, beside the honest alternatives."""
     from deepsum_jax import figures
     from deepsum_jax.scoring.report import panel, report
@@ -117,7 +117,9 @@ def _report(bundle: Bundle, data: Path, folder: Path, progress: bool) -> None:
         if len(shown) < 4:
             shown.append(score)
 
-    summary, _ = evaluate(bundle, data, "auto", progress=progress, each=each)
+    summary, _ = evaluate(
+        bundle, data, "auto", progress=progress, each=each, compute=config.compute
+    )
     files.write_json(folder / "results.json", summary)
     print(f"\nheld-out scenes ({summary['split']}):")
     print(report(summary))

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from deepsum_jax.config import DataConfig, ModelConfig, Normalization
+from deepsum_jax.data.inputs import View
 from deepsum_jax.data.patches import (
     Batch,
     Patches,
-    View,
     flip_and_rotate,
     make_iterator,
     synthetic_shifts,
 )
 from deepsum_jax.data.prepare import PreparedScene
-from deepsum_jax.model import ops
+from deepsum_jax.data.resample import bicubic_upsample
 
 MODEL = ModelConfig(
     num_frames=3, features=4, filter_size=5, sisrnet_layers=2, channels=2,
@@ -61,10 +61,10 @@ def patches(view: View, **settings: Any) -> Patches:
 
 
 def expected_images(scene: PreparedScene, members: Sequence[int], y: int, x: int, r: int) -> Any:
-    """Whole frames upsampled in float64 and cut, which `test_ops` holds against Keys' sum."""
+    """Whole frames upsampled in float64 and cut; a test of its own holds that against Keys' sum."""
     out = []
     for n in members:
-        bands = [ops.bicubic_upsample(scene.lr[n, ..., c].astype(np.float64), r) for c in (0, 1)]
+        bands = [bicubic_upsample(scene.lr[n, ..., c].astype(np.float64), r) for c in (0, 1)]
         up = np.stack([(bands[0] - 100) / 20, (bands[1] - 50) / 10], axis=-1)
         out.append(up[r * y : r * y + 12, r * x : r * x + 12])
     return np.stack(out)
@@ -148,7 +148,8 @@ def test_reference_frames_for_synthetic_shifts() -> None:
     assert len(records) == len(PLACES)
     for index, (scene, p) in enumerate(PLACES):
         assert kinds(records[index]) == {"images": ((1, 12, 12, 2), "float32")}
-        images = expected_images(scene, [0], *scene.corners[p], 3)
+        y, x = scene.corners[p]
+        images = expected_images(scene, [0], y, x, 3)
         np.testing.assert_allclose(records[index]["images"], images, atol=1e-4)
 
 
