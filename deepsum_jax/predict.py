@@ -22,7 +22,7 @@ from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.data import kelvins
 from deepsum_jax.data.frames import MAX_FRAMES, reference_frame
 from deepsum_jax.data.scene import check_stack, with_channels
-from deepsum_jax.data.serving import choose_frames
+from deepsum_jax.data.serving import Chosen, choose_frames
 from deepsum_jax.data.stackfile import check_output, read_input, write_output
 from deepsum_jax.systems.system import Stack, SuperResolved
 from deepsum_jax.systems.table import parameterless, system_of
@@ -91,6 +91,27 @@ def _warn_if_unlike_training(lr: np.ndarray, masks: np.ndarray, config: ModelCon
                 stacklevel=3,
             )
             return
+
+
+def frames_in_use(
+    bundle: Bundle,
+    lr: np.ndarray,
+    masks: np.ndarray,
+    reference: int | None,
+    max_frames: int | None = None,
+    explicit: bool = False,
+) -> Chosen:
+    """The frames that a bundle's system sees of a stack [T, h, w, C]; see `data.serving`.
+
+    Args:
+      reference: that which a rule or the user (`explicit`) gives; None leaves it to the system, or
+        takes the clearest.
+    """
+    config, system = bundle.config, system_of(bundle.config)
+    if reference is None and system.choose_reference is not None and masks.any():
+        reference = system.choose_reference(lr, masks, config)
+    reach = system.reach(config, min(lr.shape[1:3]))
+    return choose_frames(lr, masks, config.num_frames, reference, max_frames, reach, explicit)
 
 
 def super_resolve(bundle: Bundle, stack: Stack, compute: Compute = Compute()) -> SuperResolved:
@@ -199,9 +220,8 @@ def predict(
     if max_frames is not None and (not isinstance(max_frames, (int, np.integer)) or max_frames < 1):
         raise ValueError(f"max_frames: found {max_frames!r}, expected a whole number above 0")
     index = _reference_index(reference, len(frames), params.info.reference)
-    reach = system_of(config).reach(config, min(frames.shape[1:3]))
     explicit = isinstance(reference, (int, np.integer))
-    chosen = choose_frames(frames, clear, config.num_frames, index, max_frames, reach, explicit)
+    chosen = frames_in_use(params, frames, clear, index, max_frames, explicit)
     for line in chosen.warnings():
         warnings.warn(line, UserWarning, stacklevel=2)
     kept = chosen.kept

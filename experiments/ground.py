@@ -28,10 +28,10 @@ from matplotlib.figure import Figure
 
 from deepsum_jax import cli, figures
 from deepsum_jax.config import ChangingGround
-from deepsum_jax.data import simulation as simulate
-from deepsum_jax.data.changing import simulate_changing_scene
 from deepsum_jax.data.scene import Scene
-from deepsum_jax.data.textures import robust_fit
+from deepsum_jax.simulation import steady as simulate
+from deepsum_jax.simulation.changing import simulate_changing_scene
+from deepsum_jax.simulation.textures import robust_fit
 
 WINDOW = 144  # HR pixels
 SCALE = 3

@@ -53,13 +53,14 @@ from deepsum_jax.data import kelvins
 from deepsum_jax.data.frames import select_frames
 from deepsum_jax.data.resample import bicubic_upsample
 from deepsum_jax.data.scene import Scene
-from deepsum_jax.data.simulation import CONVENTION, kelvins_norm
 from deepsum_jax.data.stackfile import write_output
 from deepsum_jax.predict import check_predictor, predict
 from deepsum_jax.scoring.company import COMPANY
 from deepsum_jax.scoring.report import panel
 from deepsum_jax.scoring.scene import SceneScore, true_shifts
 from deepsum_jax.scoring.summary import evaluate
+from deepsum_jax.simulation.dataset import kelvins_norm
+from deepsum_jax.simulation.steady import CONVENTION
 
 BAND = "PAN"  # the folder's name
 PATH_ROWS = ("013032", "014032")

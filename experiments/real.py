@@ -60,7 +60,7 @@ def real_stacks(folder: Path) -> dict[str, Scenes]:
     if not paths:
         raise FileNotFoundError(f"{folder}: found no .tif, expected one a date")
     names = {"all": "all years", "one": "looks at one date", "half": "half looks, half other years"}
-    stacks = {}
+    stacks: dict[str, Scenes] = {}
     for band, number in BANDS.items():
         dates = read_dates(paths, number)
         end = dates.values.shape[2]
@@ -117,7 +117,7 @@ SPOILS: dict[str, Spoil] = {
 def spoilt(scene: Scene, other: Scene, spoil: Spoil, count: int, seed: int) -> Scene:
     """A scene with so many frames, not the reference, replaced."""
     rng = np.random.default_rng([SEED, seed])
-    lr, frames = scene.lr.astype(np.float32), [n for n in range(len(scene.lr))]
+    lr, frames = scene.lr.astype(np.float32), list(range(len(scene.lr)))
     frames.remove(reference_index(scene))
     for n in rng.permutation(frames)[:count]:
         lr[n] = spoil(lr[n], other.lr[n % len(other.lr)].astype(np.float32), rng)

@@ -23,8 +23,8 @@ from deepsum_jax import Bundle, cli, evaluate, files, save_params, simulate, tf_
 from deepsum_jax import train as training
 from deepsum_jax.config import SimulationConfig, preset
 from deepsum_jax.data import kelvins
-from deepsum_jax.data.simulation import write_dataset
 from deepsum_jax.predict import main as predict_main
+from deepsum_jax.simulation.dataset import write_dataset
 from deepsum_jax.training import run as training_run
 from deepsum_jax.training.state import StateKeeper
 

@@ -14,13 +14,14 @@ import scipy.fft
 
 from deepsum_jax import cli
 from deepsum_jax.config import ChangingGround
-from deepsum_jax.data import changing, kelvins, optics
-from deepsum_jax.data import simulation as simulate
-from deepsum_jax.data.changing import simulate_changing_scene
-from deepsum_jax.data.places import Place, draw_place
+from deepsum_jax.data import kelvins
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.data.sensor import observe
-from deepsum_jax.data.textures import crop_texture, robust_fit
+from deepsum_jax.simulation import changing, optics
+from deepsum_jax.simulation import steady as simulate
+from deepsum_jax.simulation.changing import simulate_changing_scene
+from deepsum_jax.simulation.places import Place, draw_place
+from deepsum_jax.simulation.textures import crop_texture, robust_fit
 from experiments import ground
 
 SMALL = ChangingGround(lr_size=24, min_frames=5, max_frames=7)

@@ -23,7 +23,6 @@ from deepsum_jax.data import kelvins
 from deepsum_jax.data.dataset import fingerprint, training_folders
 from deepsum_jax.data.resample import upsample
 from deepsum_jax.data.scene import Scene
-from deepsum_jax.data.simulation import simulate_scene, write_dataset
 from deepsum_jax.evaluate import main
 from deepsum_jax.scoring import scene as scoring
 from deepsum_jax.scoring import summary as summaries
@@ -32,6 +31,8 @@ from deepsum_jax.scoring.report import panel as draw_panel
 from deepsum_jax.scoring.report import report
 from deepsum_jax.scoring.scene import SceneScore
 from deepsum_jax.scoring.splits import select_scenes
+from deepsum_jax.simulation.dataset import write_dataset
+from deepsum_jax.simulation.steady import simulate_scene
 from deepsum_jax.systems.bicubic_mean import bicubic_mean
 from deepsum_jax.systems.ibp import ibp
 from deepsum_jax.systems.system import Stack
@@ -257,10 +258,10 @@ def test_broken_images_count_as_the_worst(data: Path, monkeypatch: pytest.Monkey
     assert scene.hr is not None and scene.hr_mask is not None
     image = np.full((48, 48, 1), 7000, np.float32)
     image[:20] = 7400
-    expected = scoring._score_image(image, scene, 3)
+    expected = scoring.score_image(image, scene, 3)
     assert expected[0] > 20
     image[20, 20] = np.inf
-    assert scoring._score_image(image, scene, 3) == (metrics.WORST_CPSNR, 0)
+    assert scoring.score_image(image, scene, 3) == (metrics.WORST_CPSNR, 0)
 
 
 def test_nothing_finite_at_all() -> None:

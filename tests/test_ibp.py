@@ -15,7 +15,7 @@ from deepsum_jax.config import SimulationConfig
 from deepsum_jax.data.registration import register_frames
 from deepsum_jax.data.resample import bicubic_upsample
 from deepsum_jax.data.sensor import PSF_SIGMA, back_project, observe
-from deepsum_jax.data.simulation import simulate_scene
+from deepsum_jax.simulation.steady import simulate_scene
 from deepsum_jax.systems.bicubic_mean import bicubic_mean
 from deepsum_jax.systems.ibp import ibp
 

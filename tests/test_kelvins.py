@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepsum_jax.data import kelvins
+from deepsum_jax.data import kelvins, submission
 from deepsum_jax.data.scene import Scene
 
 RNG = np.random.default_rng(0)
@@ -286,7 +286,7 @@ def test_structural_faults(folder: Path, tmp_path: Path) -> None:
 def test_submission(tmp_path: Path) -> None:
     images = {"imgset1307": np.array([[-5, 70000.0]]), "imgset1306": np.full((2, 3, 1), 7.6)}
     for name in ("a.zip", "b.zip"):
-        kelvins.write_submission(tmp_path / name, images, expected_names=set(images))
+        submission.write_submission(tmp_path / name, images, expected_names=set(images))
         images = dict(reversed(images.items()))
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
@@ -312,6 +312,6 @@ def test_submission_refusals(
     tmp_path: Path, images: dict[str, object], expected: set[str] | None, words: str
 ) -> None:
     with pytest.raises(ValueError) as caught:
-        kelvins.write_submission(tmp_path / "a.zip", images, expected_names=expected)
+        submission.write_submission(tmp_path / "a.zip", images, expected_names=expected)
     one_line(caught, words)
     assert not list(tmp_path.iterdir())

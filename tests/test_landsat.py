@@ -15,8 +15,8 @@ from pngs import assert_panels
 from deepsum_jax import cli, config
 from deepsum_jax.bundle import Bundle, save_params
 from deepsum_jax.data import kelvins
-from deepsum_jax.data.simulation import kelvins_norm
 from deepsum_jax.scoring.company import COMPANY
+from deepsum_jax.simulation.dataset import kelvins_norm
 from deepsum_jax.systems.table import param_shapes
 from experiments import landsat
 

@@ -20,9 +20,10 @@ from deepsum_jax import Bundle, ModelConfig, figures, losses
 from deepsum_jax.config import SimulationConfig
 from deepsum_jax.data.frames import select_frames
 from deepsum_jax.data.scene import Scene
-from deepsum_jax.data.simulation import simulate_scene, write_dataset
 from deepsum_jax.predict import super_resolve
 from deepsum_jax.scoring.scene import evaluate_scene
+from deepsum_jax.simulation.dataset import write_dataset
+from deepsum_jax.simulation.steady import simulate_scene
 from deepsum_jax.systems.system import Stack
 from experiments import pictures
 

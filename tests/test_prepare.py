@@ -34,7 +34,7 @@ from deepsum_jax.data.prepare import (
 )
 from deepsum_jax.data.resample import aligned_masks, bicubic_upsample, upsample, upsample_window
 from deepsum_jax.data.scene import Scene
-from deepsum_jax.data.simulation import write_dataset
+from deepsum_jax.simulation.dataset import write_dataset
 
 MODEL = ModelConfig(num_frames=3, features=4, filter_size=5, sisrnet_layers=2)
 DATA = DataConfig(patch_size=12, patches_per_scene=5)
@@ -457,7 +457,7 @@ def test_measured_normalization(channels: int, offset: float) -> None:
         for field, value in expected.to_dict().items():
             found: Any = getattr(measured, field)
             assert type(found) is (tuple if channels > 1 else float)
-            assert (found[c] if channels > 1 else found) == pytest.approx(value, rel=2e-6), field
+            assert np.atleast_1d(found)[c] == pytest.approx(value, rel=2e-6), field
 
 
 def test_normalization_of_a_flat_scene_can_be_divided_by() -> None:

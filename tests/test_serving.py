@@ -11,7 +11,7 @@ import scipy.ndimage
 from deepsum_jax import Bundle, ModelConfig, predict
 from deepsum_jax.config import SimulationConfig
 from deepsum_jax.data.serving import judge
-from deepsum_jax.data.simulation import simulate_scene
+from deepsum_jax.simulation.steady import simulate_scene
 
 SIDE = 32
 CLASSICAL = ("bicubic_mean", "ibp")

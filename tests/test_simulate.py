@@ -17,12 +17,8 @@ from deepsum_jax import cli, simulate
 from deepsum_jax.config import SimulationConfig
 from deepsum_jax.data import kelvins
 from deepsum_jax.data.resample import bicubic_upsample
-from deepsum_jax.data.simulation import (
-    kelvins_norm,
-    scene_number,
-    simulate_scene,
-    write_dataset,
-)
+from deepsum_jax.simulation.dataset import kelvins_norm, scene_number, write_dataset
+from deepsum_jax.simulation.steady import simulate_scene
 
 SMALL = SimulationConfig(lr_size=24, min_frames=9, max_frames=11)
 STILL = SimulationConfig(

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import refuser
 
 from deepsum_jax import Bundle, ModelConfig, check, submit
 from deepsum_jax.__main__ import COMMANDS
 from deepsum_jax.bundle import BundleInfo
 from deepsum_jax.config import SimulationConfig
-from deepsum_jax.data.simulation import write_dataset
 from deepsum_jax.data.submission import NAMES, check_submission, write_submission
-from tests.helpers import refuser
+from deepsum_jax.simulation.dataset import write_dataset
 
 
 @pytest.fixture(scope="module")

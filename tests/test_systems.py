@@ -18,12 +18,12 @@ from deepsum_jax import DeepSUM as Network
 from deepsum_jax.config import SimulationConfig, override, preset
 from deepsum_jax.data import kelvins, resample
 from deepsum_jax.data.patches import flip_and_rotate
-from deepsum_jax.data.simulation import write_dataset
 from deepsum_jax.model import ops
 from deepsum_jax.model.graph import GraphConv
 from deepsum_jax.model.sisrnet import SISRNet
 from deepsum_jax.predict import main as predict_main
 from deepsum_jax.scoring import summary as scoring
+from deepsum_jax.simulation.dataset import write_dataset
 from deepsum_jax.systems.bicubic_mean import bicubic_mean
 from deepsum_jax.systems.ibp import ibp
 from deepsum_jax.systems.pretraining import REGNET, regnet_loss, sisr_image

@@ -17,7 +17,7 @@ from deepsum_jax import Bundle, ModelConfig, files, save_params, train
 from deepsum_jax.bundle import BundleInfo, params_digest
 from deepsum_jax.config import SimulationConfig, TrainConfig, override, preset
 from deepsum_jax.data import kelvins
-from deepsum_jax.data.simulation import write_dataset
+from deepsum_jax.simulation.dataset import write_dataset
 from deepsum_jax.systems.system import Stage
 from deepsum_jax.systems.table import init_params
 from deepsum_jax.training import loop, parallel, stages, workdir

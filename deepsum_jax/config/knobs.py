@@ -156,6 +156,7 @@ class DataConfig(Section):
     normalization: Literal["measured", "published", "model"] = "measured"
     augment: bool = False  # flips and 90° rotations
     clouded_shifts: bool = False  # RegNet learns from shifted images under real clouds
+    ground: Literal["steady", "changing"] = "steady"  # of scenes that are simulated
     workers: int = 0  # grain worker processes; scenes lie in memory, 0 is fastest
     cache: bool = True  # keep prepared scenes in the working directory
 

@@ -22,6 +22,10 @@ from deepsum_jax.data.prepare import PreparedScene, SceneSkipped, prepare_scene
 from deepsum_jax.data.resample import upsample
 
 _CACHE_FORMAT = 4
+# Settings of `DataConfig` that do not change how a scene is prepared.
+_NOT_OF_SCENES = (
+    "workers", "cache", "augment", "clouded_shifts", "normalization", "band", "ground"
+)  # fmt: skip
 
 
 def split(names: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
@@ -96,11 +100,7 @@ def _cached(
         "format": _CACHE_FORMAT,
         "scene": [folder.name, folder.band, print_, _given_reference(folder.path, data)],
         "model": [model.num_frames, model.scale, model.channels, model.hidden],
-        "data": {
-            k: v
-            for k, v in data.to_dict().items()
-            if k not in ("workers", "cache", "augment", "clouded_shifts", "normalization", "band")
-        },
+        "data": {k: v for k, v in data.to_dict().items() if k not in _NOT_OF_SCENES},
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
     path = cache / f"{key}.npz" if cache else None

@@ -18,9 +18,8 @@ from deepsum_jax.data.fill import fill_hidden
 from deepsum_jax.data.frames import reference_frame
 from deepsum_jax.data.registration import register_frames
 from deepsum_jax.data.scene import Scene, with_channels
-from deepsum_jax.data.serving import choose_frames
 from deepsum_jax.model import ops
-from deepsum_jax.predict import super_resolve
+from deepsum_jax.predict import frames_in_use, super_resolve
 from deepsum_jax.scoring.company import COMPANY, company
 from deepsum_jax.systems.system import Stack
 from deepsum_jax.systems.table import system_of
@@ -148,8 +147,7 @@ def evaluate_scene(
         nothing = dict.fromkeys(COMPANY, nan)
         return SceneScore(scene.name, scene.band, 0, nan, nan, nothing, scene.norm, shape, label)
     reference = reference_frame(scene, bundle.info.reference)
-    reach = system_of(config).reach(config, min(lr.shape[1:3]))
-    chosen = choose_frames(lr, scene.masks, config.num_frames, reference, max_frames, reach)
+    chosen = frames_in_use(bundle, lr, scene.masks, reference, max_frames)
     kept = chosen.kept
     stack = Stack(lr[kept], scene.masks[kept])
     result = super_resolve(bundle, stack, compute)

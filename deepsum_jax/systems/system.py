@@ -87,6 +87,8 @@ class System:
       stage_shapes: those of sub-trees that only its stages have.
       zeroed: (sub-tree, layer) whose kernels start at zero with `residual_init="zeros"`.
       reach: (config, frames' smaller side) → how far it registers frames, LR pixels.
+      choose_reference: (lr [T, h, w, C], masks [T, h, w], config) → the reference frame of a stack
+        for which no other rule is set, where the system knows better than clearance.
       work: nominal operations on a scene of so many frames, of [H, W] upsampled pixels.
     """
 
@@ -100,6 +102,7 @@ class System:
     stage_shapes: Callable[[ModelConfig], Any] = lambda model: {}
     zeroed: tuple[tuple[str, str], ...] = ()
     reach: Callable[[ModelConfig, int], float] = lambda model, side: side // 4
+    choose_reference: Callable[[np.ndarray, np.ndarray, ModelConfig], int] | None = None
     work: Callable[[ModelConfig, int, int, int], float] = lambda model, height, width, frames: 0.0
 
 

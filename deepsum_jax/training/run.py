@@ -10,9 +10,9 @@ from pathlib import Path
 
 from deepsum_jax import files
 from deepsum_jax.bundle import Bundle, load_params
-from deepsum_jax.config import TrainConfig
+from deepsum_jax.config import ChangingGround, TrainConfig
 from deepsum_jax.data.dataset import Dataset, prepare_dataset
-from deepsum_jax.data.simulation import write_dataset
+from deepsum_jax.simulation.dataset import write_dataset
 from deepsum_jax.systems.table import stages_of
 from deepsum_jax.training import parallel, workdir
 from deepsum_jax.training.logbook import Logbook
@@ -23,7 +23,9 @@ def simulated_scenes(config: TrainConfig, folder: Path) -> Path:
     """The simulated scenes of a run without data, made once into its working directory."""
     place = workdir.own_data(folder)
     if not place.exists():
-        write_dataset(place, dataclasses.replace(config.simulation, scale=config.model.scale))
+        simulation = dataclasses.replace(config.simulation, scale=config.model.scale)
+        changing = ChangingGround() if config.data.ground == "changing" else None
+        write_dataset(place, simulation, changing=changing)
     return place
 
 

@@ -1,4 +1,4 @@
-"""Simulated PROBA-V-like scenes in the Kelvins layout, with every shift known.
+"""Simulated PROBA-V-like scenes of ground that hardly changes, with every shift known.
 
 The ground (`landscape`) is drawn on a grid finer than HR. Two sensors look at it: a sharp one that
 delivers HR, and a blurrier one whose pixels are r times larger and whose samples are therefore
@@ -12,32 +12,16 @@ t = (dy, dx), in HR pixels, shows at (y, x) what the scene's grid has at (y + dy
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from deepsum_jax.config import SimulationConfig
-from deepsum_jax.data.kelvins import SceneFolder, write_norm, write_scene
-from deepsum_jax.data.landscape import Rng, draw_clouds, draw_ground, fractal
-from deepsum_jax.data.resample import bicubic_upsample
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.data.sensor import pixel_rows
-from deepsum_jax.files import written_aside
-from deepsum_jax.metrics import cpsnr
+from deepsum_jax.simulation.landscape import Rng, draw_clouds, draw_ground, fractal
 
 FINE = 2  # samples of the ground per HR pixel
-# Kelvins numbers by (part, band): where they begin, and how many there are.
-_NUMBERS = {
-    ("train", "RED"): (0, 594),
-    ("train", "NIR"): (594, 566),
-    ("test", "RED"): (1160, 146),
-    ("test", "NIR"): (1306, 144),
-}
-_KELVINS_SCENES = 1450
 CONVENTION = "registered(y, x) = frame(y - dy, x - dx) lies on the scene's grid"
 
 
@@ -172,80 +156,3 @@ def simulate_scene(
         "hr": list(map(float, hr_shift)),
     }
     return scene, truth
-
-
-def kelvins_norm(scene: Scene) -> float:
-    """The challenge's baseline cPSNR of a scene with HR, in dB, for `norm.csv`.
-
-    The baseline image is the plain average of every frame that ties for the most clear pixels,
-    bicubically upsampled, unregistered.
-    """
-    if scene.hr is None or scene.hr_mask is None or scene.scale is None:
-        raise ValueError(f"scene {scene.name!r}: found no HR, expected it for a baseline")
-    clear = scene.masks.sum(axis=(1, 2))
-    mean = bicubic_upsample(scene.lr[clear == clear.max()], scene.scale).mean(axis=0)
-    image, hr = mean[None, ..., None], scene.hr[None, ..., None]
-    return float(cpsnr(image, hr, scene.hr_mask[None, ..., None])[0])
-
-
-def scene_number(part: str, band: str, position: int) -> int:
-    """The Kelvins number of the scene at a position in its part and band.
-
-    Beyond the numbers the challenge has, those of the four parts and bands alternate from 1450
-    on, so that no two scenes of a data set share a number, and so a name.
-    """
-    first, room = _NUMBERS[part, band]
-    if position < room:
-        return first + position
-    return _KELVINS_SCENES + 4 * (position - room) + list(_NUMBERS).index((part, band))
-
-
-def write_dataset(
-    output: str | os.PathLike[str],
-    config: SimulationConfig = SimulationConfig(),
-    *,
-    progress: bool = False,
-) -> tuple[SceneFolder, ...]:
-    """Simulates a data set, with scenes for training and for testing of every band.
-
-    All have HR.png and SM.png, those of the test part too, so that they can be scored; beside
-    them lies `truth.json`, and in `output` their `norm.csv`. The folder appears when it is whole.
-    A scene is the same however many are made with it.
-
-    Args:
-      output: a folder that does not exist, or is empty.
-      config: how many scenes, of which seed, and what they look like.
-      progress: show a progress bar on stderr.
-
-    Returns:
-      Where each scene lies.
-
-    Raises:
-      FileExistsError: `output` is a file, or a folder that is not empty.
-      ValueError: no scene asked for.
-    """
-    output = Path(os.path.abspath(output))
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output}: found it there already, expected a new or empty folder")
-    if config.scenes + config.test_scenes == 0:
-        raise ValueError("found 0 scenes and 0 test scenes, expected at least one scene")
-    numbers = {
-        scene_number(part, band, position): (part, band)
-        for part, count in (("train", config.scenes), ("test", config.test_scenes))
-        for band in config.bands
-        for position in range(count)
-    }
-    norm, folders = {}, []
-    with written_aside(output) as aside:
-        for number, (part, band) in tqdm(
-            numbers.items(), desc="simulating", unit="scene", disable=not progress
-        ):
-            scene, truth = simulate_scene(config.seed, number, config, band)
-            place = Path(part) / band / scene.name
-            write_scene(aside / place, scene)
-            text = json.dumps(truth, indent=1) + "\n"
-            (aside / place / "truth.json").write_text(text, encoding="utf-8")
-            norm[scene.name] = kelvins_norm(scene)
-            folders.append(SceneFolder(output / place, scene.name, band, part))
-        write_norm(aside / "norm.csv", norm)
-    return tuple(folders)

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from deepsum_jax.config import ChangingGround
-from deepsum_jax.data.landscape import Rng, draw_ground, fractal
-from deepsum_jax.data.textures import crop_texture
+from deepsum_jax.simulation.landscape import Rng, draw_ground, fractal
+from deepsum_jax.simulation.textures import crop_texture
 
 _HARVEST_DAYS = 20.0  # a harvest time's parcels are cut within so many days around the reference
 _FRONT_DAYS = 1.5  # that the front takes to cross a parcel

@@ -20,13 +20,13 @@ import numpy as np
 import scipy.fft
 
 from deepsum_jax.config import ChangingGround
-from deepsum_jax.data import optics
-from deepsum_jax.data.landscape import Rng, draw_clouds, fractal
-from deepsum_jax.data.optics import Blur, Pose
-from deepsum_jax.data.places import Place, draw_place
 from deepsum_jax.data.scene import Scene
-from deepsum_jax.data.simulation import CONVENTION
-from deepsum_jax.data.textures import check_textures
+from deepsum_jax.simulation import optics
+from deepsum_jax.simulation.landscape import Rng, draw_clouds, fractal
+from deepsum_jax.simulation.optics import Blur, Pose
+from deepsum_jax.simulation.places import Place, draw_place
+from deepsum_jax.simulation.steady import CONVENTION
+from deepsum_jax.simulation.textures import check_textures
 
 _FINE = 2  # samples of the ground per HR pixel
 _GREATEST = 2**14 - 1  # counts

@@ -1,0 +1,1 @@
+"""What robust back-projection is made of: agreement, consensus, registration, the reference."""

@@ -1,0 +1,149 @@
+"""The reference's own image: what one frame says, without its hot pixels and hidden places.
+
+Robust back-projection starts here and holds every other frame against it. What the reference hides
+is filled from the median of the others, registered and in its brightness.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.ndimage
+
+from deepsum_jax.data import resample
+from deepsum_jax.data.sensor import Sensor, make_sensor
+from deepsum_jax.systems.robust import agreement
+
+STEP = 1.8  # 0..2, of a back-projection
+_SEEN = 1e-3  # of a frame; a pixel that only the tails of sensors reach is not seen
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frames:
+    """Frames that take part, the reference first, and the sensor they were seen through."""
+
+    frames: np.ndarray  # [N, h, w, C] float32, about the reference's level, finite
+    masks: np.ndarray  # [N, h, w] bool
+    scale: int
+    psf_sigma: float
+
+    @property
+    def leak(self) -> float:
+        return agreement.point_leak(self.psf_sigma)
+
+    def sensors(self, shifts: np.ndarray) -> list[Sensor]:
+        shape = self.frames.shape[1:3]
+        return [make_sensor(shape, s, self.scale, self.psf_sigma) for s in shifts]
+
+
+# --- back-projection
+
+
+def back_project_all(
+    image: np.ndarray, frames: Sequence[np.ndarray], weights: Sequence[np.ndarray],
+    sensors: Sequence[Sensor], iterations: int,
+) -> np.ndarray:  # fmt: skip
+    """image + STEP · Σ Aᵀ w (g − A image) / Σ Aᵀ w, again and again.
+
+    Args:
+      image: [H, W, C].
+      frames: [h, w, C] each, in the reference's brightness.
+      weights: [h, w] each.
+    """
+    seen = seen_by(weights, sensors)[..., None]
+    share = np.where(seen > _SEEN, STEP / np.maximum(seen, _SEEN), 0).astype(np.float32)
+    for _ in range(iterations):
+        missing = [w[..., None] * (f - s.observe(image))
+                   for s, f, w in zip(sensors, frames, weights)]  # fmt: skip
+        image = image + share * sum(s.back_project(d) for s, d in zip(sensors, missing))
+    return image
+
+
+def seen_by(weights: Sequence[np.ndarray], sensors: Sequence[Sensor]) -> np.ndarray:
+    """Σ Aᵀ w, [H, W]."""
+    return np.asarray(sum(s.back_project(w) for s, w in zip(sensors, weights)))
+
+
+def filled(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A frame [h, w, C] whose hidden pixels take the value of the nearest reliable one."""
+    if mask.all() or not mask.any():
+        return frame
+    nearest = scipy.ndimage.distance_transform_edt(
+        ~mask, return_distances=False, return_indices=True
+    )
+    return np.asarray(frame[tuple(nearest)])
+
+
+def enlarged(frame: np.ndarray, mask: np.ndarray, scale: int) -> np.ndarray:
+    return resample.upsample(filled(frame, mask)[None], scale)[0]
+
+
+# --- what the reference says
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reference:
+    """The reference's own image, and what it says of itself."""
+
+    image: np.ndarray  # [H, W, C]
+    mask: np.ndarray  # [h, w], without hot pixels
+    clear: np.ndarray  # [H, W]
+    detail: np.ndarray  # [H, W, C], squared
+
+
+def reference_image(
+    stack: Frames, mask: np.ndarray, iterations: int, first: np.ndarray | None = None
+) -> Reference:
+    """Back-projection of the reference alone, from `first` on or from its enlargement."""
+    sensor = stack.sensors(np.zeros((1, 2)))
+    plain = enlarged(stack.frames[0], mask, stack.scale) if first is None else first
+    image = back_project_all(
+        plain, [stack.frames[0]], [mask.astype(np.float32)], sensor, iterations
+    )
+    clear = resample.nearest_upsample(mask, stack.scale)
+    return Reference(image, mask, clear, agreement.detail(image, plain, stack.scale))
+
+
+def consensus(stack: Frames, matched: Sequence[np.ndarray], shifts: np.ndarray) -> np.ndarray:
+    """Median [H, W, C] of the frames but the reference on its grid; NaN where none is reliable.
+
+    Args:
+      matched: frames [h, w, C] in the reference's brightness, the reference first.
+      shifts: [N, 2].
+    """
+    moved = []
+    for frame, mask, shift in zip(matched[1:], stack.masks[1:], np.rint(shifts[1:]).astype(int)):
+        image = np.moveaxis(enlarged(frame, mask, stack.scale), -1, 0)
+        clear = resample.translate(resample.nearest_upsample(mask, stack.scale), shift, False)
+        moved.append(np.where(clear, resample.translate(image, shift), np.nan))
+    out = np.full((len(matched[0][0, 0]), *moved[0].shape[1:]), np.nan, np.float32)
+    values = np.stack(moved)
+    some = np.isfinite(values).any(axis=(0, 1))
+    out[:, some] = np.nanmedian(values[:, :, some], axis=0)
+    return np.moveaxis(out, 0, -1)
+
+
+def mended(
+    stack: Frames, reference: Reference, matched: Sequence[np.ndarray], shifts: np.ndarray,
+    noise: np.ndarray, iterations: int,
+) -> Reference:  # fmt: skip
+    """The reference without hot pixels, and with what it hides taken from the other frames."""
+    median = consensus(stack, matched, shifts)
+    known = np.isfinite(median).all(axis=-1)
+    seen = stack.sensors(np.zeros((1, 2)))[0]
+    others = np.where(known[..., None], median, reference.image)
+    difference = stack.frames[0] - seen.observe(others)
+    mask = reference.mask & ~agreement.spikes(
+        difference,
+        agreement.expected_difference(noise, 0 * difference, 0),
+        reference.mask,
+        stack.leak,
+    )
+    if mask.all():
+        return reference
+    # A hot pixel's hole is no larger than the pixel; what lies beside it is the reference's.
+    plain = enlarged(stack.frames[0], mask, stack.scale)
+    hidden = ~resample.nearest_upsample(mask, stack.scale) & known
+    return reference_image(stack, mask, iterations, np.where(hidden[..., None], median, plain))
