@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with the example's file and line in it."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    module, line = re.findall(r"```python\n(.*?)```", text, re.S)
+    (module,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    (line,) = re.findall(r"```diff\n\+(.*?)```", text, re.S)
     name = re.search(r"`(deepsum_jax/systems/\w+\.py)`:", text)
     assert name is not None
     root = tmp_path_factory.mktemp("package")

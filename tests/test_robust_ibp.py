@@ -16,8 +16,8 @@ from deepsum_jax.simulation.dates import read_dates
 from deepsum_jax.simulation.wald import WaldConfig, cut_scenes
 from deepsum_jax.systems.ibp import ibp
 from deepsum_jax.systems.robust import agreement
+from deepsum_jax.systems.robust.back_projection import RobustBackProjection, robust_ibp
 from deepsum_jax.systems.robust.consensus import choose_reference
-from deepsum_jax.systems.robust_ibp import RobustBackProjection, robust_ibp
 
 REAL = Path(__file__).parents[1].parent / "shared" / "real" / "naip-dakota"
 SHIFTS = np.array([(0, 0), (1, -2), (0.4, 1.3), (-1.6, 0.7), (2, 1), (-0.8, -0.5), (1.5, 0.3)])
