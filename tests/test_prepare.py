@@ -457,7 +457,7 @@ def test_measured_normalization(channels: int, offset: float) -> None:
         for field, value in expected.to_dict().items():
             found: Any = getattr(measured, field)
             assert type(found) is (tuple if channels > 1 else float)
-            assert (found[c] if channels > 1 else found) == pytest.approx(value, rel=2e-6), field
+            assert np.atleast_1d(found)[c] == pytest.approx(value, rel=2e-6), field
 
 
 def test_normalization_of_a_flat_scene_can_be_divided_by() -> None:
