@@ -26,12 +26,11 @@ from deepsum_jax.config import (
 )
 
 PER_CHANNEL = Normalization(lr_mean=(1.0, 2.5), lr_std=(3.0, 4.0), hr_mean=7, hr_std=(0.5,))
+OPTIONS = Settings({"iterations": 3})
 UNUSUAL = TrainConfig(
     seed=2**31 - 1,
     border=0,
-    model=ModelConfig(
-        channels=2, scale=2, normalization=PER_CHANNEL, options=Settings({"iterations": 3})
-    ),
+    model=ModelConfig(channels=2, scale=2, normalization=PER_CHANNEL, options=OPTIONS),
     compute=Compute(precision="default", dtype="bfloat16"),
     data=DataConfig(band="B08", augment=True, cache=False, max_value=0, min_lr_clearance=0),
     regnet=StageConfig(steps=0, schedule="cosine", clip_norm=0.5),
