@@ -113,8 +113,9 @@ def save_params(path: str | os.PathLike[str], bundle: Bundle) -> None:
 
     with files.written_aside(path) as aside:
         aside.mkdir()
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(aside / "params", jax.tree.map(np.asarray, bundle.params))
+        if bundle.params:  # orbax keeps no empty tree
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(aside / "params", jax.tree.map(np.asarray, bundle.params))
         described = {**_describe(bundle), "params_sha256": _digest(aside / "params")}
         files.write_json(aside / "bundle.json", described)
 
@@ -207,7 +208,8 @@ def load_params(path: str | os.PathLike[str]) -> Bundle:
     """
     folder = find_bundle(path)
     config, info, digest = _read_description(folder)
-    params = _restore(folder / "params", digest)
+    whole = param_shapes(config) or (folder / "params").exists()
+    params = _restore(folder / "params", digest) if whole else {}
     _check_params(params, config, folder)
     return Bundle(params, config, info)
 

@@ -17,7 +17,7 @@ import pytest
 from helpers import contents, random_bundle
 
 from deepsum_jax import bundle as bundles
-from deepsum_jax import files
+from deepsum_jax import files, predict
 from deepsum_jax.bundle import (
     Bundle,
     BundleInfo,
@@ -430,3 +430,13 @@ def test_failed_save_leaves_the_old_bundle_whole(
             save_params(target, Bundle(random_bundle(CONFIG).params, CONFIG))
     assert contents(tmp_path) == before
     assert bits(load_params(bundle).params) == bits(random_bundle().params)
+
+
+def test_a_system_without_parameters_is_kept_with_its_settings(tmp_path: Path) -> None:
+    config = ModelConfig(system="robust_ibp", scale=2, psf_sigma=0.5, options={"rounds": 3})
+    save_params(tmp_path / "robust", Bundle({}, config))
+    read = load_params(tmp_path / "robust")
+    assert read.params == {}
+    assert read.config.psf_sigma == 0.5
+    assert dict(read.config.options) == {"iterations": 20, "rounds": 3}
+    assert predict(read, np.full((1, 6, 6), 3.0)).shape == (12, 12)

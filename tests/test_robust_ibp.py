@@ -75,7 +75,7 @@ def test_one_frame_is_ibp() -> None:
     out = details(lr)
     assert abs(score(out.image, ground()) - score(alone(lr), ground())) < 0.05
     assert out.weights == pytest.approx([1]) and out.shifts.tolist() == [[0, 0]]
-    np.testing.assert_allclose(out.frames_per_pixel, 1, atol=0.5)
+    np.testing.assert_allclose(out.frames_per_pixel, 1, atol=1e-5)
 
 
 def strangers(lr: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:

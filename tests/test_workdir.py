@@ -333,3 +333,12 @@ def test_own_scenes_have_the_models_scale(tmp_path: Path) -> None:
     root = training_run.simulated_scenes(config, tmp_path)
     assert kelvins.read_png16(next(root.rglob("HR.png"))).shape == (32, 32)
     assert ModelConfig().scale == SimulationConfig().scale == 3
+
+
+def test_start_of_other_shapes_is_refused_before_anything_is_written(
+    scenes: Path, tmp_path: Path, ran: list[Any]
+) -> None:
+    wider = start_bundle(tmp_path / "wider", features=6)
+    with pytest.raises(ValueError, match=r"--init do not fit: .*sisrnet/conv0/kernel has shape"):
+        run("--workdir", tmp_path / "w", "--data", scenes, "--preset", "tiny", "--init", wider)
+    assert not (tmp_path / "w").exists()

@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 
 from deepsum_jax.config import Compute, ModelConfig, Section
+from deepsum_jax.data.frames import clearest_first
 from deepsum_jax.systems.robust.back_projection import ITERATIONS, ROUNDS, robust_ibp
-from deepsum_jax.systems.robust.consensus import choose_reference
+from deepsum_jax.systems.robust.consensus import choose_reference, unusable
 from deepsum_jax.systems.system import Params, Stack, SuperResolved, System
 
 
@@ -43,6 +44,8 @@ def super_resolve(
 
 def preferred_reference(lr: np.ndarray, masks: np.ndarray, config: ModelConfig) -> int:
     """The frame that agrees with others, the clearest first."""
+    if all(unusable(frame, mask) for frame, mask in zip(lr, masks)):
+        return int(clearest_first(masks)[0])  # flat ground: none of them is wrong
     return choose_reference(lr, masks, config.scale, config.psf_sigma).best
 
 

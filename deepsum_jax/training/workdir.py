@@ -18,7 +18,7 @@ from deepsum_jax.bundle import Bundle, load_params, params_digest, read_step
 from deepsum_jax.config import TrainConfig
 from deepsum_jax.data.dataset import Dataset
 from deepsum_jax.systems.system import Stage
-from deepsum_jax.systems.table import stages_of, system_of
+from deepsum_jax.systems.table import param_shapes, stages_of, system_of
 from deepsum_jax.training import stages
 
 _OFTEN = ("log", "validate", "checkpoint")
@@ -216,7 +216,7 @@ def check_start(start: Start, chosen: Sequence[Stage], config: TrainConfig) -> s
     """What of a start fits the stages, in words.
 
     Raises:
-      ValueError: nothing does.
+      ValueError: nothing does, or parameters of other shapes, all named.
     """
     wanted = list(dict.fromkeys(name for s in chosen for name in (*s.trains, *s.uses)))
     fitting = [name for name in wanted if name in start.bundle.params]
@@ -226,6 +226,15 @@ def check_start(start: Start, chosen: Sequence[Stage], config: TrainConfig) -> s
             f"--init {start.path}: found {theirs}'s {', '.join(start.bundle.params) or 'nothing'}, "
             f"expected some of {', '.join(wanted)}, which {system_of(config.model).label} trains"
         )
+    shapes = {
+        **system_of(config.model).stage_shapes(config.model),
+        **param_shapes(config.model),
+    }
+    stages.hand_over(
+        {name: shapes[name] for name in fitting},
+        {name: start.bundle.params[name] for name in fitting},
+        "--init",
+    )
     fresh = [name for name in wanted if name not in fitting]
     unused = [name for name in start.bundle.params if name not in fitting]
     parts = [f"{', '.join(fitting)} from {start.path}"]

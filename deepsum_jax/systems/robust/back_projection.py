@@ -328,12 +328,14 @@ def _details(
     left_out: dict[int, str],
 ) -> RobustBackProjection:  # fmt: skip
     seen = seen_by(result.weights, stack.sensors(result.shifts))
+    whole = np.ones(stack.masks.shape[1:], np.float32)
+    once = seen_by([whole], stack.sensors(np.zeros((1, 2))))  # what one frame has that says all
     parts, shifts = np.zeros(count), np.full((count, 2), np.nan)
     parts[kept] = [w.sum(dtype=np.float64) for w in result.weights]
     shifts[kept] = result.shifts
     return RobustBackProjection(
         image,
-        (stack.scale**2 * seen).astype(np.float32),
+        (seen / once).astype(np.float32),
         parts / parts.sum(),
         shifts,
         result.noise,
