@@ -156,6 +156,10 @@ OPERATORS: dict[str, list[tuple[Callable[..., Array], list[tuple[int, ...]]]]] =
         )
         for k in (1, 5, 9)
     ],
+    "window_means": [
+        (lambda x, backend: ops.window_means(x, 1, backend), [X]),
+        (lambda x, backend: ops.window_means(x, 5, backend), [X]),
+    ],
     "mutual_inpainting": [
         (lambda x, backend: ops.mutual_inpainting(x, _masks(*X[:4], 1), backend), [X]),
     ],

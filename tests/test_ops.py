@@ -27,7 +27,7 @@ filter_shift = jax.jit(ops.filter_shift)
 global_dynamic_convolution = jax.jit(ops.global_dynamic_convolution, static_argnames="backend")
 instance_norm = jax.jit(ops.instance_norm)
 mutual_inpainting = jax.jit(ops.mutual_inpainting, static_argnums=2)
-window_means = jax.jit(ops.window_means, static_argnames="size")
+window_means = jax.jit(ops.window_means, static_argnames=("size", "backend"))
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -218,10 +218,11 @@ def test_reflect_pad(backend: Backend) -> None:
     np.testing.assert_array_equal(ops.reflect_pad(jnp.asarray(x), 0, backend), x)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_window_means(size: int) -> None:
+def test_window_means(size: int, backend: Backend) -> None:
     x, kernel = noise(2, 3, 5, 7, 4), noise(size, size, 4, 6, seed=1)
-    means = np.asarray(window_means(x, size=size))
+    means = np.asarray(window_means(x, size=size, backend=backend))
     assert means.shape == (2, 3, size, size, 4)
     for i, j in np.ndindex(size, size):
         rows = [mirror(y + i - size // 2, 5) for y in range(5)]

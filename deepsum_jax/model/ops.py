@@ -173,7 +173,7 @@ def conv_norm_leaky(
     )
 
 
-def window_means(x: Array, size: int) -> Array:
+def window_means(x: Array, size: int, backend: Backend = "auto") -> Array:
     """Means of the size² shifted windows of reflection-padded maps.
 
     The mean over H and W of a convolution is its kernel's product with these.
@@ -186,7 +186,7 @@ def window_means(x: Array, size: int) -> Array:
       [..., size, size, F]: entry (i, j) is the mean of the H×W window at offset (i, j).
     """
     height, width = x.shape[-3:-1]
-    padded = reflect_pad(x, size // 2)
+    padded = reflect_pad(x, size // 2, backend)
     columns = jnp.stack(
         [padded[..., i : i + height, :, :].mean(axis=-3) for i in range(size)], axis=-3
     )  # [..., size, W + size − 1, F]

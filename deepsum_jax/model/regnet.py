@@ -62,7 +62,7 @@ class MeanConv(nn.Module):
         kernel = self.param("kernel", kernel_init, shape, self.compute.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.compute.param_dtype)
         wide = jnp.promote_types(self.compute.dtype, jnp.float32)
-        means = ops.window_means(x.astype(wide), 3)  # [..., 3, 3, F]
+        means = ops.window_means(x.astype(wide), 3, self.compute.backend)  # [..., 3, 3, F]
         logits = jnp.einsum(
             "...ijf,ijfo->...o", means, kernel.astype(wide), precision=self.compute.precision
         )
