@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         """splits:
   auto   held-out scenes where DIR is the bundle's own training data, else all
   all    every scene with HR       train, val   those of the bundle's own split
-  test   scenes under DIR/test that have HR""",
+  test   scenes under DIR/test that have HR; those under DIR/val belong to val""",
     )
     add_system_arguments(p)
     p.add_argument(
