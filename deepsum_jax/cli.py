@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -58,18 +59,44 @@ def _keep_compiled() -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.join(home, "deepsum_jax"))
 
 
+def _check_platforms() -> None:
+    """Starts the backend that JAX_PLATFORMS asks for, so that a wrong one is said at once.
+
+    Not where nothing is asked for or a CPU is: that one starts always, and later, when training
+    has said how many devices it makes of it.
+    """
+    asked = {name.strip() for name in str(getattr(jax.config, "jax_platforms", "") or "").split(",")}
+    if not asked <= {"", "cpu"} and not {"-h", "--help", "--version"} & set(sys.argv[1:]):
+        jax.devices()
+
+
+def _no_backend(error: RuntimeError) -> str | None:
+    """One line for a backend that cannot start; None for another error."""
+    text = _one_line(error)
+    if not re.search(r"[Uu]nable to initialize backend|[Uu]nknown backend|no devices? .*found", text):
+        return None
+    asked = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME")
+    found = f"JAX_PLATFORMS={asked}: " if asked else ""
+    return f"{found}JAX cannot start ({text[:200]}); set JAX_PLATFORMS=cpu, or leave it unset"
+
+
 def run(main: Callable[[], None]) -> None:
-    """Runs a command: an error of the input becomes one line and exit status 2."""
+    """Runs a command: an error of the input, or of JAX's backend, becomes one line and status 2."""
     warnings.showwarning = _one_line_warning
     _keep_compiled()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # terminals without × or … get a question mark
     try:
+        _check_platforms()
         main()
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
+        backend = _no_backend(error) if isinstance(error, RuntimeError) else None
+        if backend:
+            print(f"error: {backend}", file=sys.stderr)
+            sys.exit(2)
         # XLA has no kind of its own for it.
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise

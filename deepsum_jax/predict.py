@@ -20,6 +20,7 @@ from deepsum_jax import cli
 from deepsum_jax.bundle import Bundle, load_params
 from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.data import kelvins
+from deepsum_jax.data.doubts import doubts
 from deepsum_jax.data.frames import MAX_FRAMES, reference_frame, select_frames
 from deepsum_jax.data.scene import check_stack, with_channels
 from deepsum_jax.data.stackfile import check_output, read_input, write_output
@@ -161,7 +162,10 @@ def predict(
       params: a bundle, from `load_params`.
       stack: [T, h, w] or [T, h, w, C], T ≥ 1, any real dtype, raw units as in training. C is the
         bundle's, or the bundle has one channel and bands run one by one.
-      masks: [T, h, w], bool or 0/1, True = reliable, shared by the bands; None trusts all pixels.
+        A list of frames, masked arrays, dask arrays and xarray DataArrays will do as well; what
+        they call missing counts as masked.
+      masks: [T, h, w], or one [h, w] for all frames; bool, 0/1 or 0/255, True = reliable, shared
+        by the bands; None trusts all pixels but those that `stack` itself calls missing.
         What they hide still counts in the network's statistics, as clouds did in training, but
         not where it is no measurement (see `prepare.fill_hidden`): NaN, or a no-data value.
       reference: frame whose grid the image lies on: "clearest" (the earliest of a tie), "first"
@@ -179,6 +183,9 @@ def predict(
       ValueError: a wrong rank or shape, no frame, non-finite values that the masks call reliable,
         no reliable pixel at all, another number of channels, frames too small for the network, or
         a bundle without all parts of the network.
+
+    Warns of a stack that looks wrong (see `data.doubts`): masks that seem inverted, levels that
+    jump between frames, values far from those of training.
     """
     check_predictor(params)
     lr, clear = check_stack(stack, masks)
@@ -202,6 +209,8 @@ def predict(
         _reference_index(reference, len(frames), params.info.reference),
         max_frames,
     )
+    for doubt in doubts(frames, clear):
+        warnings.warn(doubt, UserWarning, stacklevel=2)
     if params.params:
         _warn_if_unlike_training(frames, clear, config)
     if channels == frames.shape[-1]:
@@ -225,25 +234,82 @@ def _reference(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
-def add_system_arguments(p: argparse.ArgumentParser) -> None:
-    """`--params`, or `--system` for what needs none."""
+def add_system_arguments(p: argparse.ArgumentParser, several: bool = False) -> None:
+    """`--params`, or `--system` with `--scale` and `--psf-sigma` for what needs none.
+
+    Args:
+      p: gets the arguments.
+      several: whether `--params` may be repeated, one bundle a band.
+    """
     either = p.add_mutually_exclusive_group(required=True)
+    what = "a parameter bundle, or the workdir of a training"
     either.add_argument(
         "--params",
         type=Path,
+        action="append" if several else "store",
         metavar="DIR",
-        help="a parameter bundle, or the workdir of a training",
+        help=f"{what}; one for each band" if several else what,
     )
     either.add_argument(
         "--system",
         choices=parameterless(),
         help="a system without parameters, in place of a trained one",
     )
+    p.add_argument(
+        "--scale",
+        type=cli.positive,
+        metavar="R",
+        help="with --system: output pixels per input pixel, 1 to 8 "
+        f"(default: {ModelConfig().scale}); parameters have their own",
+    )
+    p.add_argument(
+        "--psf-sigma",
+        type=float,
+        metavar="S",
+        help="with --system: blur of the sensor, the Gaussian's deviation in input pixels "
+        f"(default: {ModelConfig().psf_sigma}); parameters have their own",
+    )
 
 
 def chosen_bundle(args: argparse.Namespace) -> Bundle:
-    """The system that `add_system_arguments` asked for."""
-    return load_params(args.params) if args.params else Bundle({}, ModelConfig(system=args.system))
+    """The system that `add_system_arguments` asked for; the only one.
+
+    Raises:
+      ValueError, FileNotFoundError: as `chosen_bundles`.
+    """
+    ((_, bundle),) = chosen_bundles(args)
+    return bundle
+
+
+def chosen_bundles(args: argparse.Namespace) -> list[tuple[str, Bundle]]:
+    """The systems that `add_system_arguments` asked for, each with what messages call it.
+
+    Raises:
+      ValueError: settings of a system without parameters beside parameters, or out of range.
+      ValueError, FileNotFoundError: as `load_params`.
+    """
+    settings = {"scale": args.scale, "psf_sigma": args.psf_sigma}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if args.system:
+        return [(args.system, Bundle({}, _configured(args.system, given)))]
+    for name, value in given.items():
+        raise ValueError(
+            f"--{name.replace('_', '-')}: found {value:g} for trained parameters, which have "
+            "their own; expected it with --system alone"
+        )
+    paths = args.params if isinstance(args.params, list) else [args.params]
+    return [(str(path), load_params(path)) for path in paths]
+
+
+def _configured(system: str, settings: dict[str, Any]) -> ModelConfig:
+    try:
+        return ModelConfig(system=system, **settings)
+    except ValueError as error:
+        raise ValueError(
+            str(error)
+            .replace("ModelConfig.scale", "--scale")
+            .replace("ModelConfig.psf_sigma", "--psf-sigma")
+        ) from None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -254,7 +320,8 @@ def parser() -> argparse.ArgumentParser:
         """examples:
   predict --params W --output sr.png data/test/NIR/imgset1306      a Kelvins scene folder
   predict --params W --output sr.npy stack.npy                     [T, h, w] or [T, h, w, C]
-  predict --params W --output sr.png a.png b.png c.png --masks am.png bm.png cm.png""",
+  predict --params W --output sr.png a.png b.png c.png --masks am.png bm.png cm.png
+  predict --system ibp --scale 2 --output sr.npy stack.npy         without training""",
     )
     add_system_arguments(p)
     p.add_argument(
@@ -277,7 +344,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         default=[],
         metavar="FILE",
-        help="masks of the frames, non-zero = reliable; default: all reliable",
+        help="masks of the frames, or one for all, non-zero = reliable; default: all reliable",
     )
     p.add_argument(
         "--reference",

@@ -125,8 +125,8 @@ def _check_rounding(array: np.ndarray, rounded: np.ndarray, what: str) -> None:
     if (error > deviation / 4 and not flat) or (greatest > 1e-3 and not rounded.any()):
         levels = len(np.unique(rounded))
         raise ValueError(
-            f"{what}: found values from {array.min():.4g} to {array.max():.4g}, which whole numbers "
-            f"leave {levels} grey level{'s' if levels > 1 else ''}; {_INSTEAD}"
+            f"{what}: found values from {array.min():.4g} to {array.max():.4g}, of which rounding "
+            f"leaves {levels} grey level{'s' if levels > 1 else ''}; {_INSTEAD}"
         )
 
 
