@@ -59,25 +59,41 @@ def _keep_compiled() -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.join(home, "deepsum_jax"))
 
 
+class NoBackend(RuntimeError):
+    """JAX cannot start on the devices that it should."""
+
+
 def _check_platforms() -> None:
     """Starts the backend that JAX_PLATFORMS asks for, so that a wrong one is said at once.
 
     Not where nothing is asked for or a CPU is: that one starts always, and later, when training
     has said how many devices it makes of it.
+
+    Raises:
+      NoBackend: it cannot start.
     """
-    asked = {name.strip() for name in str(getattr(jax.config, "jax_platforms", "") or "").split(",")}
-    if not asked <= {"", "cpu"} and not {"-h", "--help", "--version"} & set(sys.argv[1:]):
+    asked = {
+        name.strip() for name in str(getattr(jax.config, "jax_platforms", "") or "").split(",")
+    }
+    if asked <= {"", "cpu"} or {"-h", "--help", "--version"} & set(sys.argv[1:]):
+        return
+    try:
         jax.devices()
+    except Exception as error:  # noqa: BLE001 (a library that lacks its GPU raises many kinds)
+        reason = str(error) and _one_line(error)
+        raise NoBackend(reason or "no such device, or no support for it installed") from None
 
 
-def _no_backend(error: RuntimeError) -> str | None:
+def _no_backend(error: Exception) -> str | None:
     """One line for a backend that cannot start; None for another error."""
     text = _one_line(error)
-    if not re.search(r"[Uu]nable to initialize backend|[Uu]nknown backend|no devices? .*found", text):
+    if not isinstance(error, NoBackend) and not re.search(
+        r"unable to initialize backend|unknown backend|no visible \w+ devices", text, re.IGNORECASE
+    ):
         return None
-    asked = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME")
-    found = f"JAX_PLATFORMS={asked}: " if asked else ""
-    return f"{found}JAX cannot start ({text[:200]}); set JAX_PLATFORMS=cpu, or leave it unset"
+    name = "JAX_PLATFORMS" if os.environ.get("JAX_PLATFORMS") else "JAX_PLATFORM_NAME"
+    asked = f"{name}={os.environ[name]}: " if os.environ.get(name) else ""
+    return f"{asked}JAX cannot start ({text[:200]}); set JAX_PLATFORMS=cpu, or leave it unset"
 
 
 def run(main: Callable[[], None]) -> None:
@@ -93,8 +109,8 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
-        backend = _no_backend(error) if isinstance(error, RuntimeError) else None
-        if backend:
+        backend = _no_backend(error)
+        if backend is not None:
             print(f"error: {backend}", file=sys.stderr)
             sys.exit(2)
         # XLA has no kind of its own for it.

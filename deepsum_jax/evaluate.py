@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepsum_jax import cli, files
+from deepsum_jax.chosen import add_system_arguments, chosen_bundle
 from deepsum_jax.data.frames import MAX_FRAMES
-from deepsum_jax.predict import add_system_arguments, chosen_bundle
 from deepsum_jax.scoring.scene import SceneScore
 from deepsum_jax.scoring.splits import SPLITS
 from deepsum_jax.scoring.summary import evaluate

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from deepsum_jax import cli, files
 from deepsum_jax.bundle import Bundle
+from deepsum_jax.chosen import add_system_arguments, chosen_bundles
 from deepsum_jax.data import kelvins, submission
 from deepsum_jax.data.frames import MAX_FRAMES, reference_frame
 from deepsum_jax.data.png import clip_uint16
-from deepsum_jax.predict import add_system_arguments, check_predictor, chosen_bundles, predict
+from deepsum_jax.predict import check_predictor, predict
 
 
 def bundles_by_band(bundles: Sequence[tuple[str, Bundle]]) -> dict[str, Bundle]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deepsum_jax import Bundle, ModelConfig, predict
+from deepsum_jax.data import kelvins
 from deepsum_jax.data.scene import Scene, check_stack
+from deepsum_jax.data.stackfile import read_input
 
 MEAN = Bundle({}, ModelConfig(system="bicubic_mean"))
 RNG = np.random.default_rng(0)
@@ -211,3 +215,80 @@ def test_real_dask() -> None:
     dask = pytest.importorskip("dask.array")
     for stack in (dask.from_array(masked(), chunks=4), [dask.from_array(f) for f in masked()]):
         np.testing.assert_array_equal(check_stack(stack)[1], CLEAR)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def png(path: Path, values: np.ndarray) -> Path:
+    Image.fromarray(values).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"mask": CLEAR}, "the array mask beside 'stack'.*did you mean 'masks'"),
+        ({"clouds": CLEAR, "dates": np.arange(3)}, "arrays clouds, dates beside.*'masks'"),
+        ({"Masks": CLEAR}, "array Masks.*did you mean 'masks'"),
+        ({"masks": CLEAR, "qa": CLEAR}, "the array qa"),
+    ],
+)
+def test_arrays_of_unknown_names(more: dict[str, Any], words: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "s.npz", stack=LR, **more)
+    with pytest.raises(ValueError, match=words):
+        read_input([tmp_path / "s.npz"], [])
+
+
+def test_masks_of_an_npz_are_not_replaced(tmp_path: Path) -> None:
+    np.savez(tmp_path / "s.npz", stack=LR, masks=CLEAR * 255)
+    np.testing.assert_array_equal(read_input([tmp_path / "s.npz"], [])[1], CLEAR)
+    np.save(tmp_path / "m.npy", CLEAR)
+    with pytest.raises(ValueError, match="has its own masks"):
+        read_input([tmp_path / "s.npz"], [tmp_path / "m.npy"])
+
+
+def test_one_mask_file_for_all_frames(tmp_path: Path) -> None:
+    frames = [png(tmp_path / f"{n}.PNG", frame) for n, frame in enumerate(LR)]
+    np.save(tmp_path / "s.npy", LR)
+    (tmp_path / "s.npy").rename(tmp_path / "s.NPY")
+    one = png(tmp_path / "m.PNG", CLEAR[0].astype(np.uint8) * 255)
+    np.save(tmp_path / "one.npy", CLEAR[0] * 255)
+    np.save(tmp_path / "all.npy", CLEAR * np.uint8(255))
+    for inputs in (frames, [tmp_path / "s.NPY"]):
+        for masks in ([one], [tmp_path / "one.npy"]):
+            found = read_input(inputs, masks)[1]
+            np.testing.assert_array_equal(found, np.stack([CLEAR[0]] * 3))
+        np.testing.assert_array_equal(read_input(inputs, [tmp_path / "all.npy"])[1], CLEAR)
+        with pytest.raises(ValueError, match="masks"):
+            read_input(inputs, [one, one])
+
+
+def test_classes_in_mask_files_are_refused(tmp_path: Path) -> None:
+    frames = [png(tmp_path / f"{n}.png", frame) for n, frame in enumerate(LR)]
+    classes = [png(tmp_path / f"m{n}.png", np.where(c, 4, 9).astype(np.uint8)) for n, c in
+               enumerate(CLEAR)]  # fmt: skip
+    with pytest.raises(ValueError, match=r"m0\.png: found the values 4, 9.*np\.isin"):
+        read_input(frames, classes)
+    with pytest.raises(ValueError, match=r"values 4, 9"):
+        read_input(frames, classes[:1])
+    plain = [png(tmp_path / f"p{n}.png", np.full(LR[0].shape, n + 4, np.uint8)) for n in range(3)]
+    with pytest.raises(ValueError, match=r"p1\.png: found the values 4, 5"):
+        read_input(frames, plain)
+    grades = png(tmp_path / "grades.png", (np.arange(48).reshape(6, 8) * 5).astype(np.uint8))
+    with pytest.raises(ValueError, match=r"values 0, 5, 10"):
+        read_input(frames, [grades])
+
+
+def test_classes_in_a_scene_folder_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "imgset0001"
+    kelvins.write_scene(folder, Scene("s", LR, CLEAR, hr=np.kron(LR[0], np.ones((2, 2)))))
+    png(folder / "QM001.png", np.full(LR[0].shape, 1, np.uint8))  # white of another writer
+    assert kelvins.read_scene(folder).masks[1].all()
+    png(folder / "QM001.png", np.where(CLEAR[1], 5, 8).astype(np.uint8))
+    with pytest.raises(ValueError, match=r"QM001\.png: found the values"):
+        kelvins.read_scene(folder)
+    kelvins.write_mask_png(folder / "QM001.png", CLEAR[1])
+    png(folder / "SM.png", (np.arange(192).reshape(12, 16) % 7).astype(np.uint8))
+    with pytest.raises(ValueError, match=r"SM\.png: found the values 0, 1, 2"):
+        kelvins.read_scene(folder)

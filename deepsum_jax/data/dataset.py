@@ -194,9 +194,7 @@ def _normalization(
 def training_folders(root: str | os.PathLike[str]) -> tuple[kelvins.SceneFolder, ...]:
     """The scenes that may train: those of `train/`, else those of no part; never val or test."""
     folders = kelvins.find_scenes(root)
-    return tuple(f for f in folders if f.part == "train") or tuple(
-        f for f in folders if not f.part
-    )
+    return tuple(f for f in folders if f.part == "train") or tuple(f for f in folders if not f.part)
 
 
 def prepare_dataset(

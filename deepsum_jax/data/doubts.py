@@ -12,6 +12,10 @@ _SAMPLE = 20_000  # pixels of each frame, spread over it, that are looked at
 _FEW = 16  # pixels that say nothing
 # How many spreads a jump must have where few degrees of freedom say what the spread is; else 5.
 _SURE = {1: 60, 2: 20, 3: 12, 4: 8}
+_ADVICE = (
+    "masks are True (non-zero) where a pixel is reliable; if yours mark clouds, invert them, as "
+    "~masks or masks == 0"
+)
 
 
 def doubts(lr: np.ndarray, masks: np.ndarray) -> list[str]:
@@ -23,7 +27,8 @@ def doubts(lr: np.ndarray, masks: np.ndarray) -> list[str]:
     """
     found = [frames_last(lr.shape)]
     x, clear = _sample(lr, masks)
-    found += [inverted_masks(x, clear), level_jump(x, clear)]
+    # Where masks are wrong, levels are those of clouds.
+    found.append(inverted_masks(x, clear) or level_jump(x, clear))
     return [doubt for doubt in found if doubt]
 
 
@@ -65,14 +70,13 @@ def _without_codes(x: np.ndarray, clear: np.ndarray) -> np.ndarray:
 
 
 def _against_the_others(x: np.ndarray) -> np.ndarray:
-    """How far each frame lies from the median of the others, its own level aside: [T, P]."""
-    out = np.full(x.shape, np.nan)
-    for n in range(len(x)):
-        difference = x[n] - np.median(np.delete(x, n, axis=0), axis=0)
-        finite = np.isfinite(difference)
-        if finite.any():
-            out[n] = np.abs(difference - np.median(difference[finite]))
-    return out
+    """How far each frame lies from the median of the others: [T, P].
+
+    Levels stay in: they move what a frame hides and what it shows alike.
+    """
+    return np.stack(
+        [np.abs(x[n] - np.median(np.delete(x, n, axis=0), axis=0)) for n in range(len(x))]
+    )
 
 
 def _disagreement(x: np.ndarray, clear: np.ndarray, hidden: np.ndarray) -> float | None:
@@ -108,16 +112,14 @@ def inverted_masks(x: np.ndarray, clear: np.ndarray) -> str | None:
         return None
     hidden = _without_codes(x, clear)
     ratio = _disagreement(x, clear, hidden)
-    advice = "masks are True (non-zero) where a pixel is reliable; if yours mark clouds, invert them"
-    advice += ", as ~masks or masks == 0"
     if ratio is not None and ratio < 0.5:
         return (
             "what the masks hide agrees with the other frames better than what they show "
-            f"(deviations of {ratio:.2f} to 1); {advice}"
+            f"(deviations of {ratio:.2f} to 1); {_ADVICE}"
         )
     share = hidden.mean()
     if share > 0.5 and (ratio is None or ratio < 2):
-        return f"the masks hide most of the stack ({share:.0%}); {advice}"
+        return f"the masks hide most of the stack ({share:.0%}); {_ADVICE}"
     return None
 
 

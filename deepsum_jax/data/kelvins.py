@@ -7,7 +7,8 @@
                                    /reference.txt   the name of one frame, optional: `LR004`
 
 Any band name and any frame size will do, and suffixes in capitals. Files and folders of other
-names (`truth.json`, quicklooks, what `predict` wrote) are left alone. Every fault is one line that says which file, what was found and what was expected.
+names (`truth.json`, quicklooks, what `predict` wrote) are left alone. Every fault is one line that
+says which file, what was found and what was expected.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 

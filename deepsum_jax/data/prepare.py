@@ -130,9 +130,9 @@ def choose_patches(
 def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> PreparedScene:
     """Applies the training rules of the published preparation to a scene.
 
-    Frames with a reliable value above `max_value` go, the rest is ordered by clearance behind the reference
-    (the clearest, but for other rules), registered on it by integer cross-correlation of the
-    upsampled frames, and frames shifted further than `max_shift` go.
+    Frames with a reliable value above `max_value` go, the rest is ordered by clearance behind the
+    reference (the clearest, but for other rules), registered on it by integer cross-correlation
+    of the upsampled frames, and frames shifted further than `max_shift` go.
 
     Raises:
       ValueError: a scene of another scale or channel count than the model's, or without HR.
@@ -160,8 +160,8 @@ def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> Prepare
     lr, masks = fill_hidden(lr[keep], scene.masks[keep]), scene.masks[keep]
     if len(lr) < model.num_frames:
         raise SceneSkipped(
-            f"{len(lr)} usable frames of {scene.num_frames}, model.num_frames = "
-            f"{model.num_frames} needed{f' ({lacks})' if lacks else ''}"
+            f"{len(lr)} usable frames, {model.num_frames} needed (model.num_frames); the scene has "
+            f"{scene.num_frames}{f', {lacks}' if lacks else ''}"
         )
     order = reference_first(masks, reference)
     lr, masks = lr[order], masks[order]
@@ -174,8 +174,8 @@ def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> Prepare
     lr, masks, shifts = lr[keep], masks[keep], shifts[keep]
     if len(lr) < model.num_frames:
         raise SceneSkipped(
-            f"{len(lr)} frames within ±{data.max_shift} HR pixels (data.max_shift) of the "
-            f"reference, model.num_frames = {model.num_frames} needed"
+            f"{len(lr)} frames within ±{data.max_shift} pixels, {model.num_frames} needed "
+            f"(data.max_shift = {data.max_shift} HR pixels, model.num_frames)"
         )
     seed = zlib.crc32(f"{data.split_seed}/{scene.band}/{scene.name}".encode())
     corners, members = choose_patches(
