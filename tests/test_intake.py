@@ -139,7 +139,8 @@ def test_truth_keeps_its_mask_too() -> None:
     given[0] = False
     reliable = ~np.ma.getmaskarray(hr)
     np.testing.assert_array_equal(Scene("s", LR, CLEAR, hr=hr).hr_mask, reliable)
-    both = Scene("s", LR, CLEAR, hr=Named(hr, ("y", "x")), hr_mask=given)
+    named: Any = Named(hr, ("y", "x"))
+    both = Scene("s", LR, CLEAR, hr=named, hr_mask=given)
     np.testing.assert_array_equal(both.hr_mask, reliable & given)
 
 
@@ -209,6 +210,16 @@ def test_real_xarray() -> None:
         np.testing.assert_array_equal(lr[CLEAR], LR[CLEAR])
     with pytest.raises(TypeError, match=re.escape("Dataset of red")):
         check_stack(array.to_dataset(name="red"))
+
+
+def test_masks_of_other_dates() -> None:
+    xarray = pytest.importorskip("xarray")
+    dims = ("time", "y", "x")
+    stack = xarray.DataArray(LR, dims=dims, coords={"time": [1, 2, 3]})
+    masks = xarray.DataArray(CLEAR[::-1], dims=dims, coords={"time": [3, 2, 1]})
+    with pytest.raises(ValueError, match=r"other coordinates along time.*reindex_like"):
+        check_stack(stack, masks)
+    np.testing.assert_array_equal(check_stack(stack, masks.reindex_like(stack))[1], CLEAR)
 
 
 def test_real_dask() -> None:

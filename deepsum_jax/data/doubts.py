@@ -10,8 +10,8 @@ import numpy as np
 
 _SAMPLE = 20_000  # pixels of each frame, spread over it, that are looked at
 _FEW = 16  # pixels that say nothing
-# How many spreads a jump must have where few degrees of freedom say what the spread is; else 5.
-_SURE = {1: 60, 2: 20, 3: 12, 4: 8}
+# How many spreads a jump must have where few degrees of freedom say what the spread is; else 6.
+_SURE = {2: 20, 3: 12, 4: 8}
 _ADVICE = (
     "masks are True (non-zero) where a pixel is reliable; if yours mark clouds, invert them, as "
     "~masks or masks == 0"
@@ -152,9 +152,9 @@ def _levels(x: np.ndarray, clear: np.ndarray) -> tuple[np.ndarray, float, float]
 def level_jump(x: np.ndarray, clear: np.ndarray) -> str | None:
     """A doubt where frames fall into two groups whose levels lie far apart.
 
-    Far is five times the spread within the groups, and more than frames differ by themselves:
-    half their own deviation, or twice where too few frames tell a spread; and three times what is
-    left of a frame less the stack's image.
+    Far is six times the spread within the groups, and more than frames differ by themselves:
+    half their own deviation, or twice where too few frames tell a spread or one stands alone; and
+    three times what is left of a frame less the stack's image.
 
     Args:
       x: [T, P].
@@ -173,9 +173,11 @@ def level_jump(x: np.ndarray, clear: np.ndarray) -> str | None:
     squares = sum(float(((levels[g] - levels[g].mean()) ** 2).sum()) for g in (low, high))
     freedom = len(order) - 2
     spread = np.sqrt(squares / freedom) if freedom else 0.0
-    sure = freedom > 0 and jump > _SURE.get(freedom, 5) * spread
+    # One frame alone may be hazy, or of another season: it has to stand out by more.
+    several = min(len(low), len(high)) > 1
+    sure = several and jump > _SURE.get(freedom, 6) * spread
     least = (0.5 if sure else 2) * deviation
-    if not jump > max(5 * spread, least, 3 * left) or gaps[cut - 1] < jump / 2:
+    if not jump > max(6 * spread, least, 3 * left) or gaps[cut - 1] < jump / 2:
         return None
     names = ", ".join(str(n) for n in sorted(high)[:8]) + (" …" if len(high) > 8 else "")
     plural = "s" if len(high) > 1 else ""

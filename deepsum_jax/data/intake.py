@@ -77,7 +77,7 @@ def reliable(value: Any, what: str, axes: tuple[Axes, ...]) -> np.ndarray:
 
 def _two_valued(array: np.ndarray, known: np.ndarray | None, what: str) -> np.ndarray:
     """Numbers that are 0 and 1, or 0 and 255, as bool."""
-    for high in (1, 255):
+    for high in (1, 255, 65535):  # 65535: white in 16 bits
         wrong = ~((array == 0) | (array == high))
         if known is not None:
             wrong &= known
@@ -244,3 +244,25 @@ def _codes(value: Any, what: str) -> list[float]:
                 ) from None
             codes += [code for code in numbers if not np.isnan(code)]
     return codes
+
+
+def check_alike(value: Any, masks: Any, name: str) -> None:
+    """Refuses masks whose coordinates along a dimension are not those of the frames.
+
+    Both may be in any container; only where both have coordinates is there something to compare.
+
+    Raises:
+      ValueError: other dates, rows or columns, or the same in another order.
+    """
+    ours, theirs = (getattr(v, "coords", None) for v in (value, masks))
+    if not isinstance(ours, Mapping) or not isinstance(theirs, Mapping):
+        return
+    for dim in _dimensions(masks):
+        if dim not in ours or dim not in theirs:
+            continue
+        one, other = np.asarray(ours[dim]), np.asarray(theirs[dim])
+        if one.shape == other.shape and not np.array_equal(one, other):
+            raise ValueError(
+                f"{name}: found masks of other coordinates along {dim} than the frames, expected "
+                f"the same in the same order; masks.reindex_like(stack) puts them so"
+            )

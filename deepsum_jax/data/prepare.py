@@ -79,9 +79,9 @@ def _usable(lr: np.ndarray, masks: np.ndarray, data: DataConfig) -> tuple[np.nda
     What a mask hides has no say: clouds and no-data codes are above any limit.
     """
     seen = np.asarray(masks.any(axis=(1, 2)))
-    high = np.zeros(len(lr), bool)
+    high: np.ndarray = np.zeros(len(lr), bool)
     if data.max_value:
-        high = ((lr > data.max_value).any(axis=-1) & masks).any(axis=(1, 2))
+        high = np.asarray(((lr > data.max_value).any(axis=-1) & masks).any(axis=(1, 2)))
     lacks = []
     if high.any():
         lacks.append(f"{high.sum()} with a reliable value above data.max_value = {data.max_value}")

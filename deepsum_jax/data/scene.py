@@ -75,6 +75,7 @@ def check_stack(lr: Any, masks: Any = None, name: str = "stack") -> tuple[np.nda
         disagree, another mask value, or a value that the masks call reliable and that is not
         finite, or beyond ±1e15.
     """
+    intake.check_alike(lr, masks, name)
     lr, own = intake.measurements(lr, f"{name}: frames")
     if lr.ndim not in (3, 4):
         raise ValueError(
