@@ -28,6 +28,7 @@ LEVELS = 2000.0 + 100 * np.arange(64).reshape(1, 8, 8)
         (LEVELS / 1e5, "rounding leaves 1 grey level"),
         (0 * LEVELS + 0.2, "rounding leaves 1 grey level"),
         (290 + LEVELS / 4000, "rounding leaves"),  # kelvins
+        (290 + LEVELS / 20000, "rounding leaves"),
         (LEVELS - 9000, "from -7000 to -700, 100% of them outside"),
         (LEVELS * 20, r"outside 16 bits.*\.npy"),
     ],

@@ -121,7 +121,7 @@ def _check_rounding(array: np.ndarray, rounded: np.ndarray, what: str) -> None:
     greatest, deviation = float(np.abs(x).max()), float(x.std())
     error = float(np.sqrt(np.mean((rounded - x) ** 2)))
     # A flat image has no contrast to lose; about its level float32 is noisy.
-    flat = deviation < 1e-3 * greatest
+    flat = deviation < 1e-4 * greatest
     if (error > deviation / 4 and not flat) or (greatest > 1e-3 and not rounded.any()):
         levels = len(np.unique(rounded))
         raise ValueError(
