@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -77,6 +78,43 @@ def _keep_compiled() -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.join(home, "deepsum_jax"))
 
 
+class NoBackend(RuntimeError):
+    """JAX cannot start on the devices that it should."""
+
+
+def _check_platforms() -> None:
+    """Starts the backend that JAX_PLATFORMS asks for, so that a wrong one is said at once.
+
+    Not where nothing is asked for or a CPU is: that one starts always, and later, when training
+    has said how many devices it makes of it.
+
+    Raises:
+      NoBackend: it cannot start.
+    """
+    asked = {
+        name.strip() for name in str(getattr(jax.config, "jax_platforms", "") or "").split(",")
+    }
+    if asked <= {"", "cpu"} or {"-h", "--help", "--version"} & set(sys.argv[1:]):
+        return
+    try:
+        jax.devices()
+    except Exception as error:  # noqa: BLE001 (a library that lacks its GPU raises many kinds)
+        reason = str(error) and _one_line(error)
+        raise NoBackend(reason or "no such device, or no support for it installed") from None
+
+
+def _no_backend(error: Exception) -> str | None:
+    """One line for a backend that cannot start; None for another error."""
+    text = _one_line(error)
+    if not isinstance(error, NoBackend) and not re.search(
+        r"unable to initialize backend|unknown backend|no visible \w+ devices", text, re.IGNORECASE
+    ):
+        return None
+    name = "JAX_PLATFORMS" if os.environ.get("JAX_PLATFORMS") else "JAX_PLATFORM_NAME"
+    asked = f"{name}={os.environ[name]}: " if os.environ.get(name) else ""
+    return f"{asked}JAX cannot start ({text[:200]}); set JAX_PLATFORMS=cpu, or leave it unset"
+
+
 def _fail(error: Exception, message: str) -> NoReturn:
     if _asked_to_debug:
         traceback.print_exception(error)
@@ -85,7 +123,7 @@ def _fail(error: Exception, message: str) -> NoReturn:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command: an error of the input becomes one line and exit status 2.
+    """Runs a command: an error of the input, or of JAX's backend, becomes one line and status 2.
 
     With `--debug` its traceback stands before that line.
     """
@@ -96,10 +134,14 @@ def run(main: Callable[[], None]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # terminals without × or … get a question mark
     try:
+        _check_platforms()
         main()
     except (ValueError, TypeError, OSError) as error:
         _fail(error, _one_line(error))
     except (MemoryError, RuntimeError) as error:
+        backend = _no_backend(error)
+        if backend is not None:
+            _fail(error, backend)
         # XLA has no kind of its own for it.
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepsum_jax import cli, files
+from deepsum_jax.chosen import add_system_arguments, chosen_bundle
 from deepsum_jax.data.frames import MAX_FRAMES
-from deepsum_jax.predict import add_system_arguments, chosen_bundle
 from deepsum_jax.scoring.scene import SceneScore
 from deepsum_jax.scoring.splits import SPLITS
 from deepsum_jax.scoring.summary import evaluate
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         """splits:
   auto   held-out scenes where DIR is the bundle's own training data, else all
   all    every scene with HR       train, val   those of the bundle's own split
-  test   scenes under DIR/test that have HR""",
+  test   scenes under DIR/test that have HR; those under DIR/val belong to val""",
     )
     add_system_arguments(p)
     p.add_argument(

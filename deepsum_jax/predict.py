@@ -17,15 +17,17 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from deepsum_jax import cli
-from deepsum_jax.bundle import Bundle, load_params
+from deepsum_jax.bundle import Bundle
+from deepsum_jax.chosen import add_system_arguments, chosen_bundle
 from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.data import kelvins
+from deepsum_jax.data.doubts import doubts
 from deepsum_jax.data.frames import MAX_FRAMES, reference_frame
 from deepsum_jax.data.scene import check_stack, with_channels
 from deepsum_jax.data.serving import Chosen, choose_frames
 from deepsum_jax.data.stackfile import check_output, read_input, write_output
 from deepsum_jax.systems.system import Stack, SuperResolved
-from deepsum_jax.systems.table import parameterless, system_of
+from deepsum_jax.systems.table import system_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -184,7 +186,10 @@ def predict(
       params: a bundle, from `load_params`.
       stack: [T, h, w] or [T, h, w, C], T ≥ 1, any real dtype, raw units as in training. C is the
         bundle's, or the bundle has one channel and bands run one by one.
-      masks: [T, h, w], bool or 0/1, True = reliable, shared by the bands; None trusts all pixels.
+        A list of frames, masked arrays, dask arrays and xarray DataArrays will do as well; what
+        they call missing counts as masked.
+      masks: [T, h, w], or one [h, w] for all frames; bool, 0/1 or 0/255, True = reliable, shared
+        by the bands; None trusts all pixels but those that `stack` itself calls missing.
         What they hide has no say, except in networks trained as published, which saw clouds
         (`ModelConfig.hidden`); NaN and no-data values have none there either.
       reference: frame whose grid the image lies on: "clearest" (the earliest of a tie), "first"
@@ -202,6 +207,9 @@ def predict(
       ValueError: a wrong rank or shape, no frame, non-finite values that the masks call reliable,
         no reliable pixel at all, a `reference=k` that cannot serve, another number of channels,
         frames too small for the network, or a bundle without all parts of the network.
+
+    Warns of a stack that looks wrong (see `data.doubts`): masks that seem inverted, levels that
+    jump between frames, values far from those of training.
     """
     check_predictor(params)
     lr, clear = check_stack(stack, masks)
@@ -219,6 +227,8 @@ def predict(
         )
     if max_frames is not None and (not isinstance(max_frames, (int, np.integer)) or max_frames < 1):
         raise ValueError(f"max_frames: found {max_frames!r}, expected a whole number above 0")
+    for doubt in doubts(frames, clear):
+        warnings.warn(doubt, UserWarning, stacklevel=2)
     index = _reference_index(reference, len(frames), params.info.reference)
     explicit = isinstance(reference, (int, np.integer))
     chosen = frames_in_use(params, frames, clear, index, max_frames, explicit)
@@ -248,27 +258,6 @@ def _reference(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
-def add_system_arguments(p: argparse.ArgumentParser) -> None:
-    """`--params`, or `--system` for what needs none."""
-    either = p.add_mutually_exclusive_group(required=True)
-    either.add_argument(
-        "--params",
-        type=Path,
-        metavar="DIR",
-        help="a parameter bundle, or the workdir of a training",
-    )
-    either.add_argument(
-        "--system",
-        choices=parameterless(),
-        help="a system without parameters, in place of a trained one",
-    )
-
-
-def chosen_bundle(args: argparse.Namespace) -> Bundle:
-    """The system that `add_system_arguments` asked for."""
-    return load_params(args.params) if args.params else Bundle({}, ModelConfig(system=args.system))
-
-
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     p = cli.parser(
@@ -277,7 +266,8 @@ def parser() -> argparse.ArgumentParser:
         """examples:
   predict --params W --output sr.png data/test/NIR/imgset1306      a Kelvins scene folder
   predict --params W --output sr.npy stack.npy                     [T, h, w] or [T, h, w, C]
-  predict --params W --output sr.png a.png b.png c.png --masks am.png bm.png cm.png""",
+  predict --params W --output sr.png a.png b.png c.png --masks am.png bm.png cm.png
+  predict --system ibp --scale 2 --output sr.npy stack.npy         without training""",
     )
     add_system_arguments(p)
     p.add_argument(
@@ -300,7 +290,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         default=[],
         metavar="FILE",
-        help="masks of the frames, non-zero = reliable; default: all reliable",
+        help="masks of the frames, or one for all, non-zero = reliable; default: all reliable",
     )
     p.add_argument(
         "--reference",

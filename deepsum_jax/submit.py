@@ -6,6 +6,7 @@ python -m deepsum_jax.submit --params NIR --params RED --data DIR --output submi
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from deepsum_jax import cli, files
-from deepsum_jax.bundle import Bundle, load_params
-from deepsum_jax.config import ModelConfig
+from deepsum_jax.bundle import Bundle
+from deepsum_jax.chosen import add_system_arguments, chosen_bundles
 from deepsum_jax.data import kelvins, submission
 from deepsum_jax.data.frames import MAX_FRAMES, reference_frame
+from deepsum_jax.data.png import clip_uint16
 from deepsum_jax.predict import check_predictor, predict
-from deepsum_jax.systems.table import parameterless
 
 
 def bundles_by_band(bundles: Sequence[tuple[str, Bundle]]) -> dict[str, Bundle]:
@@ -55,7 +56,10 @@ def test_images(
       names: the scenes that must be there, and no others; None takes those that are.
 
     Raises:
-      ValueError: scenes that are missing or too many, or of a band without a bundle.
+      ValueError: scenes that are missing or too many, or of a band without a bundle; an image that
+        16 bits would lose most of.
+
+    Warns where 16 bits clip more than one pixel in a hundred of a scene.
     """
     folders = [f for f in kelvins.find_scenes(data) if f.part == "test" and f.band in bundles]
     found = {f.name for f in folders}
@@ -68,12 +72,23 @@ def test_images(
         )
     if not folders:
         raise ValueError(f"{data}: found no scene under test/, expected some")
-    images = {}
+    images: dict[str, np.ndarray] = {}
+    clipped: list[str] = []
     for folder in tqdm(folders, "super-resolving", unit="scene"):
         scene, bundle = kelvins.read_scene(folder), bundles[folder.band]
         reference = reference_frame(scene, bundle.info.reference)
         images[folder.name] = predict(
             bundle, scene.lr, scene.masks, reference=reference, max_frames=max_frames
+        )
+        cut = clip_uint16(images[folder.name], f"scene {folder.name}")
+        if 100 * cut.lost > cut.pixels.size:
+            clipped.append(folder.name)
+    if clipped:
+        warnings.warn(
+            f"{len(clipped)} of {len(images)} scenes ({submission.some(clipped)}) have more than "
+            "1 % of their pixels outside 0..65535, which the zip clips",
+            UserWarning,
+            stacklevel=2,
         )
     return images
 
@@ -88,18 +103,7 @@ def parser() -> argparse.ArgumentParser:
   submit --system ibp --data probav --output ibp.zip
 A bundle serves the bands that it was trained on. `deepsum check FILE` checks any zip.""",
     )
-    either = p.add_mutually_exclusive_group(required=True)
-    either.add_argument(
-        "--params",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="a parameter bundle, or the workdir of a training; one for each band",
-    )
-    either.add_argument(
-        "--system", choices=parameterless(), help="a system without parameters, for both bands"
-    )
+    add_system_arguments(p, several=True)
     p.add_argument("--data", required=True, type=Path, metavar="DIR", help="with a folder test/")
     p.add_argument("--output", required=True, type=Path, metavar="FILE", help="the zip")
     p.add_argument(
@@ -120,11 +124,7 @@ A bundle serves the bands that it was trained on. `deepsum check FILE` checks an
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     files.check_target(args.output, "--output")
-    if args.system:
-        named = [(args.system, Bundle({}, ModelConfig(system=args.system)))]
-    else:
-        named = [(str(path), load_params(path)) for path in args.params]
-    bundles = bundles_by_band(named)
+    bundles = bundles_by_band(chosen_bundles(args))
     names = None if args.partial else [n for names in submission.NAMES.values() for n in names]
     images = test_images(args.data, bundles, args.max_frames, names)
     submission.write_submission(args.output, images, expected_names=names)

@@ -208,7 +208,7 @@ class Bench:
 @functools.lru_cache(maxsize=4)
 def _validation_scenes(data: Path, base: TrainConfig, cache: Path) -> tuple[str, ...]:
     """The scenes that training leaves out, as BAND/NAME; none where the test part has HR."""
-    if any(f.part == "test" and (f.path / "HR.png").exists() for f in kelvins.find_scenes(data)):
+    if any(f.part == "test" and kelvins.has_hr(f) for f in kelvins.find_scenes(data)):
         return ()
     prepared = prepare_dataset(data, base.model, base.data, cache, progress=True)
     return tuple(f"{s.band}/{s.name}" for s in prepared.validation)

@@ -74,10 +74,10 @@ def choose_band(folders: Sequence[kelvins.SceneFolder], band: str) -> str:
 
 
 def fingerprint_scene(folder: Path) -> str:
-    """SHA-256 over the names and bytes of a scene's images."""
+    """SHA-256 over the names and bytes of a scene's own images, whatever lies beside them."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.glob("*.png") if p.is_file()):
-        digest.update(path.name.encode() + b"\0")
+    for name, path in kelvins.own_images(folder).items():
+        digest.update(name.encode() + b"\0")
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
@@ -192,11 +192,9 @@ def _normalization(
 
 
 def training_folders(root: str | os.PathLike[str]) -> tuple[kelvins.SceneFolder, ...]:
-    """The scenes that may train: those of `train/`, or all where there is no such part."""
+    """The scenes that may train: those of `train/`, else those of no part; never val or test."""
     folders = kelvins.find_scenes(root)
-    return tuple(f for f in folders if f.part == "train") or tuple(
-        f for f in folders if f.part != "test"
-    )
+    return tuple(f for f in folders if f.part == "train") or tuple(f for f in folders if not f.part)
 
 
 def prepare_dataset(
@@ -219,7 +217,8 @@ def prepare_dataset(
     """
     folders = training_folders(root)
     if not folders:
-        raise ValueError(f"{root}: found only test scenes, expected scenes to train on")
+        kept = " and ".join(sorted({f.part for f in kelvins.find_scenes(root)}))
+        raise ValueError(f"{root}: found only {kept} scenes, expected scenes to train on")
     band = choose_band(folders, data.band)
     kelvins.read_norm_for(root)  # a fault there should not wait for the scores at the end
     if band != "all":

@@ -1,132 +1,39 @@
 """The file layout of ESA's PROBA-V Kelvins challenge, in both directions.
 
     norm.csv                                    `imgsetXXXX value` rows, optional
-    {train,test}/{BAND}/{scene}/LR000.png ...   frames, 16-bit grey
-                               /QM000.png ...   their masks, non-zero = reliable
-                               /HR.png SM.png   truth and its mask; SM.png may stand alone
-                               /reference.txt   the name of one frame, optional: `LR004`
+    {train,val,test}/{BAND}/{scene}/LR000.png ...   frames, 16-bit grey
+                                   /QM000.png ...   their masks, non-zero = reliable
+                                   /HR.png SM.png   truth and its mask; SM.png may stand alone
+                                   /reference.txt   the name of one frame, optional: `LR004`
 
-Any band name and any frame size will do. Files and folders of other names (`truth.json`) are left
-alone. Every fault is one line that says which file, what was found and what was expected.
+Any band name and any frame size will do, and suffixes in capitals. Files and folders of other
+names (`truth.json`, quicklooks, what `predict` wrote) are left alone. Every fault is one line that
+says which file, what was found and what was expected.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import re
-import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from deepsum_jax.data import png
+from deepsum_jax.data.png import read_mask_png as read_mask_png
+from deepsum_jax.data.png import read_png16 as read_png16
+from deepsum_jax.data.png import write_mask_png as write_mask_png
+from deepsum_jax.data.png import write_png16 as write_png16
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.files import written_aside
 
-PARTS = ("train", "test")
+PARTS = ("train", "val", "test")
 BANDS = ("RED", "NIR")
 
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-# What the decoder raises, depending on where the bytes go wrong.
-_BROKEN = (
-    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
-    Image.DecompressionBombError,
-)  # fmt: skip
-_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
 _LAYOUT = "{train,test}/BAND/SCENE/LR000.png, BAND/SCENE/LR000.png or SCENE/LR000.png"
-
-
-def _read_png(path: Path, depths: tuple[int, ...]) -> np.ndarray:
-    """The pixels of a grey PNG whose bit depth is one of `depths`."""
-    expected = f"expected a grey PNG of {' or '.join(map(str, depths))} bits"
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise FileNotFoundError(f"{path}: found {found}, {expected}")
-    data = path.read_bytes()
-    if not data.startswith(_PNG_START):
-        raise ValueError(f"{path}: found a file that is not a PNG, {expected}")
-    if len(data) < 33:  # signature and header chunk
-        raise ValueError(f"{path}: found a PNG cut short after {len(data)} bytes, {expected}")
-    # The header decides, not the decoder's mode: decoders widen depths and expand palettes.
-    depth, colour = struct.unpack("BB", data[24:26])
-    if colour != 0 or depth not in depths:
-        kind = _COLOURS.get(colour, f"colour type {colour}")
-        raise ValueError(f"{path}: found a {kind} PNG of {depth} bits, {expected}")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.array(image)
-    except _BROKEN as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"{path}: found a PNG that is cut short or damaged ({reason}), {expected}"
-        ) from None
-
-
-def read_png16(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a 16-bit grey PNG as uint16 [h, w].
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: not a PNG, damaged, in colour, or of another bit depth.
-    """
-    return _read_png(Path(path), (16,)).astype(np.uint16)
-
-
-def read_mask_png(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a grey PNG of 1, 8 or 16 bits as a mask, bool [h, w]: non-zero = reliable.
-
-    Raises: as `read_png16`.
-    """
-    return np.asarray(_read_png(Path(path), (1, 8, 16)) != 0)
-
-
-def grey(values: Any, what: str) -> np.ndarray:
-    """One image [h, w] or [h, w, 1] as a real array [h, w], every value finite."""
-    array = np.asarray(values)
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"{what}: found shape {array.shape}, expected one image [h, w]")
-    if array.dtype.kind not in "uif":
-        raise TypeError(f"{what}: found dtype {array.dtype}, expected real numbers")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{what}: found values that are not finite, expected 0..65535")
-    return np.asarray(array)
-
-
-def _to_uint16(values: Any, what: str) -> np.ndarray:
-    array: np.ndarray = np.rint(grey(values, what))
-    low, high = array.min(), array.max()
-    if low < 0 or high > 65535:
-        raise ValueError(f"{what}: found values from {low} to {high}, expected 0..65535")
-    return array.astype(np.uint16)
-
-
-def write_png16(path: str | os.PathLike[str], values: Any) -> None:
-    """Writes an image [h, w], rounded, as a 16-bit grey PNG, under a temporary name first.
-
-    Raises:
-      TypeError: not real numbers.
-      ValueError: not one image, or a value outside 0..65535.
-    """
-    pixels = _to_uint16(values, str(path))
-    with written_aside(Path(path)) as aside:
-        Image.fromarray(pixels).save(aside, format="PNG")
-
-
-def write_mask_png(path: str | os.PathLike[str], mask: Any) -> None:
-    """Writes a mask [h, w], True or non-zero = reliable, as an 8-bit PNG of 0 and 255."""
-    array = np.asarray(mask)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"{path}: found shape {array.shape}, expected one mask [h, w]")
-    with written_aside(Path(path)) as aside:
-        Image.fromarray(np.where(array != 0, np.uint8(255), np.uint8(0))).save(aside, format="PNG")
 
 
 def read_norm(path: str | os.PathLike[str]) -> dict[str, float]:
@@ -170,7 +77,7 @@ def write_norm(path: str | os.PathLike[str], norm: Mapping[str, float]) -> None:
 def read_norm_for(root: str | os.PathLike[str]) -> dict[str, float]:
     """The `norm.csv` that belongs to a data set, or {} where it has none.
 
-    `root` is the data set's folder, or a train/test, band or scene folder inside it.
+    `root` is the data set's folder, or a train, val or test, band or scene folder inside it.
     """
     root = Path(os.path.abspath(root))
     tops = [root, *(p.parent for p in (root, *root.parents[:2]) if p.name in PARTS)]
@@ -182,7 +89,7 @@ def read_norm_for(root: str | os.PathLike[str]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class SceneFolder:
-    """Where one scene lies: folder, name, band ("" if unknown), and part: "train", "test" or ""."""
+    """Where one scene lies: folder, name, band ("" if unknown), and part: of `PARTS`, or ""."""
 
     path: Path
     name: str
@@ -200,16 +107,42 @@ def _describe(path: Path, band: str | None = None) -> SceneFolder:
     return SceneFolder(path, path.name, "" if band in PARTS else band, part)
 
 
+_OWN = re.compile(r"((?:LR|QM)\d+|HR|SM)\.png", re.IGNORECASE)
+
+
+def own_images(folder: Path) -> dict[str, Path]:
+    """A scene's own images by their names in the layout (`LR000.png`, `HR.png`), sorted.
+
+    Suffixes may be in capitals. Whatever else lies there is not the scene's.
+
+    Raises:
+      ValueError: one name twice, in small letters and in capitals.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):  # not glob: it passes over what it may not read
+        stem, suffix = path.stem, path.suffix.lower()
+        if not _OWN.fullmatch(stem + suffix) or stem != stem.upper() or not path.is_file():
+            continue
+        if stem + suffix in found:
+            raise ValueError(f"{path}: found {stem}{suffix} twice, expected it once")
+        found[stem + suffix] = path
+    return dict(sorted(found.items()))
+
+
+def has_hr(folder: SceneFolder) -> bool:
+    """Whether a scene has the truth to train with or be scored against."""
+    return "HR.png" in own_images(folder.path)
+
+
 def _holds_frames(folder: Path) -> bool:
-    # Not glob, which passes over folders that it may not read.
-    return any(p.name.startswith("LR") and p.suffix == ".png" for p in folder.iterdir())
+    return any(name.startswith("LR") for name in own_images(folder))
 
 
 def find_scenes(root: str | os.PathLike[str]) -> tuple[SceneFolder, ...]:
     """Finds the scene folders of a data set, sorted by part, band and name.
 
-    A scene folder holds at least one `LR*.png`. `root` is a data set
-    (`{train,test}/BAND/SCENE`, `BAND/SCENE` or `SCENE` below it) or one scene folder itself.
+    A scene folder holds at least one `LR<digits>.png`. `root` is a data set
+    (`{train,val,test}/BAND/SCENE`, `BAND/SCENE` or `SCENE` below it) or one scene folder itself.
 
     Raises:
       FileNotFoundError: no such folder.
@@ -224,14 +157,14 @@ def find_scenes(root: str | os.PathLike[str]) -> tuple[SceneFolder, ...]:
 
     def visit(folder: Path, levels: int) -> None:
         for child in sorted(folder.iterdir()):
-            if not child.is_dir() or child.name.startswith("."):
+            if not child.is_dir() or child.name.startswith((".", "__MACOSX")):
                 continue
             if _holds_frames(child):
                 found.append(_describe(child, None if folder == root else folder.name))
             elif child.name.startswith("imgset"):
                 raise ValueError(f"{child}: found no frame in it, expected LR000.png and on")
             elif levels:
-                # Only train/ and test/ have one more level below them, the bands.
+                # Only train/, val/ and test/ have one more level below them, the bands.
                 visit(child, levels if folder == root and child.name in PARTS else levels - 1)
 
     visit(root, 1)
@@ -240,10 +173,9 @@ def find_scenes(root: str | os.PathLike[str]) -> tuple[SceneFolder, ...]:
     return tuple(sorted(found, key=lambda scene: (scene.part, scene.band, scene.name)))
 
 
-def _by_suffix(folder: Path, prefix: str) -> dict[str, Path]:
-    """The files PREFIX<digits>.png of a folder by their digits, in the order of the numbers."""
-    pattern = re.compile(prefix + r"(\d+)\.png")
-    found = {m[1]: p for p in folder.iterdir() if (m := pattern.fullmatch(p.name))}
+def _by_number(images: Mapping[str, Path], prefix: str) -> dict[str, Path]:
+    """The images PREFIX<digits>.png by their digits, in the order of the numbers."""
+    found = {name[2:-4]: path for name, path in images.items() if name.startswith(prefix)}
     return dict(sorted(found.items(), key=lambda item: (int(item[0]), item[0])))
 
 
@@ -262,7 +194,7 @@ def read_scene(folder: str | os.PathLike[str] | SceneFolder, norm: float | None 
 
     Args:
       folder: the folder, or what `find_scenes` says of it. For a bare path the band is the name
-        of the folder around it if that is RED or NIR or lies in train/ or test/, else "".
+        of the folder around it if that is RED or NIR or lies in train/, val/ or test/, else "".
       norm: the scene's baseline cPSNR in dB, to be kept with it.
 
     Returns:
@@ -279,7 +211,8 @@ def read_scene(folder: str | os.PathLike[str] | SceneFolder, norm: float | None 
     path = folder.path
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: found no such folder, expected one with LR000.png in it")
-    lr_paths, mask_paths = _by_suffix(path, "LR"), _by_suffix(path, "QM")
+    own = own_images(path)
+    lr_paths, mask_paths = _by_number(own, "LR"), _by_number(own, "QM")
     if not lr_paths:
         raise ValueError(f"{path}: found no frame in it, expected LR000.png and on")
     for number in sorted(lr_paths.keys() ^ mask_paths.keys()):
@@ -289,16 +222,11 @@ def read_scene(folder: str | os.PathLike[str] | SceneFolder, norm: float | None 
             f"{there}{number}.png"
         )
     lr = {p: read_png16(p) for p in lr_paths.values()}
-    masks = {mask_paths[n]: read_mask_png(mask_paths[n]) for n in lr_paths}
+    ordered = [mask_paths[n] for n in lr_paths]
+    masks = dict(zip(ordered, png.read_masks(ordered)))
     _same_shape({**lr, **masks})
 
-    hr_path, sm_path = path / "HR.png", path / "SM.png"
-    hr = read_png16(hr_path) if hr_path.exists() else None
-    if hr is not None and not sm_path.exists():
-        raise ValueError(f"{sm_path}: found no such file, expected it beside HR.png")
-    hr_mask = read_mask_png(sm_path) if sm_path.exists() else None
-    if hr is not None and hr_mask is not None:
-        _same_shape({hr_path: hr, sm_path: hr_mask})
+    hr, hr_mask = _read_truth(path, own.get("HR.png"), own.get("SM.png"))
     frames, stack = tuple(map(int, lr_paths)), np.stack(list(lr.values()))
     stack_masks = np.stack(list(masks.values()))
     try:
@@ -308,6 +236,19 @@ def read_scene(folder: str | os.PathLike[str] | SceneFolder, norm: float | None 
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _read_truth(
+    folder: Path, hr_path: Path | None, mask_path: Path | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """HR and its mask, where they are."""
+    hr = read_png16(hr_path) if hr_path else None
+    if hr is not None and not mask_path:
+        raise ValueError(f"{folder / 'SM.png'}: found no such file, expected it beside HR.png")
+    hr_mask = read_mask_png(mask_path) if mask_path else None
+    if hr_path and mask_path and hr is not None and hr_mask is not None:
+        _same_shape({hr_path: hr, mask_path: hr_mask})
+    return hr, hr_mask
 
 
 def _read_reference(folder: Path) -> int | None:
@@ -340,13 +281,13 @@ def write_scene(folder: str | os.PathLike[str], scene: Scene, *, overwrite: bool
         aside.mkdir()
         for number, frame, mask in zip(scene.frames, scene.lr, scene.masks, strict=True):
             write_png16(
-                aside / f"LR{number:03d}.png", _to_uint16(frame, f"{title}: LR{number:03d}")
+                aside / f"LR{number:03d}.png", png.to_uint16(frame, f"{title}: LR{number:03d}")
             )
             write_mask_png(aside / f"QM{number:03d}.png", mask)
         if scene.reference is not None:
             text = f"LR{scene.reference:03d}\n"
             (aside / "reference.txt").write_text(text, encoding="utf-8")
         if scene.hr is not None:
-            write_png16(aside / "HR.png", _to_uint16(scene.hr, f"{title}: HR"))
+            write_png16(aside / "HR.png", png.to_uint16(scene.hr, f"{title}: HR"))
         if scene.hr_mask is not None:
             write_mask_png(aside / "SM.png", scene.hr_mask)

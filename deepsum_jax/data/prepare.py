@@ -58,6 +58,41 @@ def _window_fraction(mask: np.ndarray, size: int) -> np.ndarray:
     return resample.window_sums(mask.astype(np.int64), size) / size**2
 
 
+def _what_lacks(
+    reference: np.ndarray, enough: np.ndarray, hr: np.ndarray, frames: int, data: DataConfig
+) -> str:
+    """Which setting leaves no patch; arrays [h′, w′] say where patches meet it."""
+    least = f"clearer than data.min_lr_clearance = {data.min_lr_clearance:g}"
+    if not reference.any():
+        return f"the reference frame is nowhere {least}"
+    if not enough.any():
+        return f"nowhere are model.num_frames = {frames} frames {least}"
+    bar = f"data.min_hr_clearance = {data.min_hr_clearance:g}"
+    if not hr.any():
+        return f"HR is nowhere clearer than {bar}"
+    return f"frames {least} and HR clearer than {bar} never meet on one patch"
+
+
+def _usable(lr: np.ndarray, masks: np.ndarray, data: DataConfig) -> tuple[np.ndarray, str]:
+    """Which frames can serve, bool [T], and in words what the others lack.
+
+    What a mask hides has no say: clouds and no-data codes are above any limit.
+    """
+    seen = np.asarray(masks.any(axis=(1, 2)))
+    high: np.ndarray = np.zeros(len(lr), bool)
+    if data.max_value:
+        high = np.asarray(((lr > data.max_value).any(axis=-1) & masks).any(axis=(1, 2)))
+    lacks = []
+    if high.any():
+        lacks.append(f"{high.sum()} with a reliable value above data.max_value = {data.max_value}")
+    if not seen.all():
+        lacks.append(f"{np.count_nonzero(~seen)} without a reliable pixel")
+    flat = np.array([m.any() and not np.ptp(f[m]) for f, m in zip(lr, masks)])
+    if flat.any():
+        lacks.append(f"{flat.sum()} of one value")
+    return seen & ~high & ~flat, ", ".join(lacks)
+
+
 def choose_patches(
     masks: np.ndarray, hr_mask: np.ndarray, frames: int, scale: int, data: DataConfig, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +109,8 @@ def choose_patches(
     size = data.patch_size // scale
     if min(masks.shape[1:]) < size:
         raise SceneSkipped(
-            f"frames are {masks.shape[1]}×{masks.shape[2]} pixels, patches need {size}×{size}"
+            f"frames are {masks.shape[1]}×{masks.shape[2]} pixels, patches need {size}×{size} "
+            f"(data.patch_size = {data.patch_size})"
         )
     clear = _window_fraction(masks, size)  # [T, h′, w′]
     hr_clear = _window_fraction(hr_mask, data.patch_size)[::scale, ::scale]
@@ -82,7 +118,11 @@ def choose_patches(
     good = usable[0] & (usable.sum(axis=0) >= frames) & (hr_clear > data.min_hr_clearance)
     corners = np.argwhere(good).astype(np.int32)
     if not len(corners):
-        raise SceneSkipped(f"no patch has {frames} clear frames and a clear HR")
+        enough = usable.sum(axis=0) >= frames
+        raise SceneSkipped(
+            f"no patch has {frames} clear frames and a clear HR: "
+            + _what_lacks(usable[0], enough, hr_clear > data.min_hr_clearance, frames, data)
+        )
     rng = np.random.default_rng(seed)
     corners = rng.permutation(corners)[: data.patches_per_scene]
     others = clear[1:, corners[:, 0], corners[:, 1]].T  # [P, T − 1]
@@ -93,9 +133,9 @@ def choose_patches(
 def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> PreparedScene:
     """Applies the training rules of the published preparation to a scene.
 
-    Frames with a value above `max_value` go, the rest is ordered by clearance behind the reference
-    (the clearest, but for other rules), registered on it by integer cross-correlation of the
-    upsampled frames, and frames shifted further than `max_shift` go.
+    Frames with a reliable value above `max_value` go, the rest is ordered by clearance behind the
+    reference (the clearest, but for other rules), registered on it by integer cross-correlation
+    of the upsampled frames, and frames shifted further than `max_shift` go.
 
     Raises:
       ValueError: a scene of another scale or channel count than the model's, or without HR.
@@ -111,18 +151,21 @@ def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> Prepare
         )
     if not scene.hr_mask.any():
         raise SceneSkipped("HR has no reliable pixel")
-    # A frame of one value shows nothing.
-    keep = np.array([m.any() and np.ptp(f[m]) > 0 for f, m in zip(lr, scene.masks)])
-    if data.max_value:
-        keep &= ~(lr > data.max_value).any(axis=(1, 2, 3))
+    keep, lacks = _usable(lr, scene.masks, data)
     reference = reference_frame(scene, data.reference)
     if reference is not None:
         if not keep[reference]:
-            raise SceneSkipped(f"its {data.reference} frame cannot serve as reference")
+            raise SceneSkipped(
+                f"its {data.reference} frame (data.reference) cannot serve as reference: the scene "
+                f"has {lacks}"
+            )
         reference = int(keep[:reference].sum())
     lr, masks = fill(lr[keep], scene.masks[keep], model.hidden), scene.masks[keep]
     if len(lr) < model.num_frames:
-        raise SceneSkipped(f"{len(lr)} usable frames, {model.num_frames} needed")
+        raise SceneSkipped(
+            f"{len(lr)} usable frames, {model.num_frames} needed (model.num_frames); the scene has "
+            f"{scene.num_frames}{f', {lacks}' if lacks else ''}"
+        )
     order = reference_first(masks, reference)
     lr, masks = lr[order], masks[order]
     shifts = register_frames(
@@ -134,7 +177,8 @@ def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> Prepare
     lr, masks, shifts = lr[keep], masks[keep], shifts[keep]
     if len(lr) < model.num_frames:
         raise SceneSkipped(
-            f"{len(lr)} frames within ±{data.max_shift} pixels, {model.num_frames} needed"
+            f"{len(lr)} frames within ±{data.max_shift} pixels, {model.num_frames} needed "
+            f"(data.max_shift = {data.max_shift} HR pixels, model.num_frames)"
         )
     seed = zlib.crc32(f"{data.split_seed}/{scene.band}/{scene.name}".encode())
     corners, members = choose_patches(

@@ -1,7 +1,7 @@
 """A scene: several low-resolution frames of one place and, where it exists, the truth.
 
-This is the first room of the house. It holds raw values exactly as a sensor delivered them and
-checks that they fit together; it reads no file (`kelvins`) and changes no value (`fill`,
+It holds raw values exactly as a sensor delivered them and checks that they fit together; `intake`
+below makes them plain arrays. It reads no file (`kelvins`) and changes no value (`fill`,
 `prepare`).
 
 Shapes: T frames of a scene, h x w low-resolution pixels, C bands, r scale; HR is r*h x r*w.
@@ -15,44 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from deepsum_jax.data import intake
+
 # Greatest magnitude of a reliable value: sums of its squares still fit float32.
 _GREATEST = 1e15
-
-
-def _as_array(value: Any, what: str) -> np.ndarray:
-    """`value` as an array; a ragged list or a numpy masked array is a TypeError."""
-    if isinstance(value, np.ma.MaskedArray):
-        # np.asarray would drop the mask and let the fill values pass for measurements.
-        raise TypeError(
-            f"{what}: found a numpy masked array, expected a plain array and separate masks "
-            "(True = reliable, the opposite of numpy's)"
-        )
-    try:
-        return np.asarray(value)
-    except ValueError:
-        raise TypeError(f"{what}: found parts of unequal shapes, expected one array") from None
-
-
-def _real(value: Any, what: str) -> np.ndarray:
-    """`value` as an array of real numbers; its dtype is kept."""
-    array = _as_array(value, what)
-    if array.dtype.name == "bfloat16":  # numpy itself does not count it as floating
-        array = array.astype(np.float32)
-    if array.dtype.kind not in "uif":
-        raise TypeError(f"{what}: found dtype {array.dtype}, expected real numbers")
-    return array
-
-
-def _mask(value: Any, what: str) -> np.ndarray:
-    """`value`, bool or 0/1 numbers, as bool."""
-    array = _as_array(value, what)
-    if array.dtype.kind == "b":
-        return array
-    array = _real(array, what)
-    wrong = ~((array == 0) | (array == 1))
-    if wrong.any():
-        raise ValueError(f"{what}: found the value {array[wrong][0]}, expected bool or 0 and 1")
-    return array.astype(bool)
 
 
 def _check_finite(values: np.ndarray, mask: np.ndarray, what: str) -> None:
@@ -92,20 +58,25 @@ def check_stack(lr: Any, masks: Any = None, name: str = "stack") -> tuple[np.nda
     """Checks a stack of frames and its masks, and returns both as numpy arrays.
 
     Args:
-      lr: frames [T, h, w] or [T, h, w, C] with T, h, w, C >= 1, any real dtype, raw units.
-      masks: [T, h, w], bool or 0/1, True = reliable, shared by the bands; None calls every pixel
-        reliable.
+      lr: frames [T, h, w] or [T, h, w, C] with T, h, w, C >= 1, any real dtype, raw units; an
+        array, a list of frames, numpy masked arrays, a dask array or an xarray DataArray, whose
+        dimensions are known by their names.
+      masks: [T, h, w], or one [h, w] for all frames; bool, 0/1 or 0/255, True = reliable, shared
+        by the bands; None calls every pixel reliable. A pixel that `lr` itself calls missing, in
+        any band, is not reliable either.
       name: what the messages call the stack.
 
     Returns:
       (lr, masks): `lr` with its dtype kept, `masks` as bool [T, h, w].
 
     Raises:
-      TypeError: not an array of real numbers, or a numpy masked array.
-      ValueError: a wrong rank, an empty axis, shapes that disagree, a mask value other than 0
-        and 1, or a value that the masks call reliable and that is not finite, or beyond ±1e15.
+      TypeError: not an array of real numbers, or dimensions of unknown names.
+      ValueError: a wrong rank, an empty axis, more channels than rows or columns, shapes that
+        disagree, another mask value, or a value that the masks call reliable and that is not
+        finite, or beyond ±1e15.
     """
-    lr = _real(lr, f"{name}: frames")
+    intake.check_alike(lr, masks, name)
+    lr, own = intake.measurements(lr, f"{name}: frames")
     if lr.ndim not in (3, 4):
         raise ValueError(
             f"{name}: found frames of shape {lr.shape}, expected [T, h, w] or [T, h, w, C]"
@@ -115,13 +86,31 @@ def check_stack(lr: Any, masks: Any = None, name: str = "stack") -> tuple[np.nda
             f"{name}: found frames of shape {lr.shape}, expected at least one frame of at least "
             "one pixel"
         )
-    masks = np.ones(lr.shape[:3], bool) if masks is None else _mask(masks, f"{name}: masks")
-    if masks.shape != lr.shape[:3]:
+    if lr.ndim == 4 and lr.shape[3] > min(lr.shape[1:3]):
         raise ValueError(
-            f"{name}: found masks of shape {masks.shape}, expected {lr.shape[:3]} like the frames"
+            f"{name}: found frames of shape {lr.shape}, more channels than rows or columns, "
+            "expected [T, h, w, C]; np.moveaxis(stack, 1, -1) moves channels last"
         )
-    _check_finite(lr, masks, f"{name}: frames")
-    return lr, masks
+    reliable = _all_masks(masks, lr.shape[:3], name)
+    if own is not None:
+        reliable = reliable & intake.by_pixel(own, 3)
+    _check_finite(lr, reliable, f"{name}: frames")
+    return lr, reliable
+
+
+def _all_masks(masks: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """What users give as masks, as bool of a shape [T, h, w]."""
+    if masks is None:
+        return np.ones(shape, bool)
+    found = intake.reliable(masks, f"{name}: masks", (intake.STACK[0], intake.IMAGE[0]))
+    if found.shape == shape[1:]:
+        return np.repeat(found[None], shape[0], axis=0)
+    if found.shape != shape:
+        raise ValueError(
+            f"{name}: found masks of shape {found.shape}, expected {shape} like the frames, or "
+            f"one mask {shape[1:]} for all"
+        )
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +121,7 @@ class Scene:
       name: what messages and tables call the scene, for example "imgset0594".
       lr: frames [T, h, w] or [T, h, w, C], raw units, any real dtype, T >= 1. Values may be
         non-finite only where the mask is False.
-      masks: [T, h, w] bool, True = reliable; 0/1 is converted, None becomes all True.
+      masks: [T, h, w] bool, True = reliable; whatever `check_stack` takes becomes that.
       frames: frame numbers, one per frame, in the order of `lr`; may have gaps. Empty becomes
         0..T-1.
       band: name of the spectral band, "" where unknown.
@@ -167,32 +156,7 @@ class Scene:
         title = f"scene {self.name!r}"
         lr, masks = check_stack(self.lr, self.masks, title)
         self._set(lr=lr, masks=masks, frames=self._checked_frames(len(lr), title))
-        if self.hr is not None:
-            hr = _real(self.hr, f"{title}: HR")
-            if hr.ndim != lr.ndim - 1 or hr.shape[2:] != lr.shape[3:]:
-                raise ValueError(
-                    f"{title}: found HR of shape {hr.shape} beside frames of shape {lr.shape}, "
-                    "expected the same bands"
-                )
-            self._check_multiple(hr.shape, "HR", title)
-            hr_mask = np.ones(hr.shape[:2], bool) if self.hr_mask is None else self.hr_mask
-            self._set(hr=hr, hr_mask=hr_mask)
-        if self.hr_mask is not None:
-            hr_mask = _mask(self.hr_mask, f"{title}: HR mask")
-            if hr_mask.ndim != 2:
-                raise ValueError(
-                    f"{title}: found an HR mask of shape {hr_mask.shape}, expected [r*h, r*w]"
-                )
-            if self.hr is None:
-                self._check_multiple(hr_mask.shape, "HR mask", title)
-            elif hr_mask.shape != self.hr.shape[:2]:
-                raise ValueError(
-                    f"{title}: found an HR mask of shape {hr_mask.shape}, expected "
-                    f"{self.hr.shape[:2]} like HR"
-                )
-            else:
-                _check_finite(self.hr, hr_mask, f"{title}: HR")
-            self._set(hr_mask=hr_mask)
+        self._check_truth(title)
         if self.norm is not None:
             try:
                 self._set(norm=float(self.norm))
@@ -200,6 +164,38 @@ class Scene:
                 raise TypeError(
                     f"{title}: found norm {self.norm!r}, expected a number of dB or None"
                 ) from None
+
+    def _check_truth(self, title: str) -> None:
+        """HR and its mask: plain arrays that fit the frames and each other."""
+        own = None
+        if self.hr is not None:
+            hr, own = intake.measurements(self.hr, f"{title}: HR", intake.IMAGE)
+            if hr.ndim != self.lr.ndim - 1 or hr.shape[2:] != self.lr.shape[3:]:
+                raise ValueError(
+                    f"{title}: found HR of shape {hr.shape} beside frames of shape "
+                    f"{self.lr.shape}, expected the same bands"
+                )
+            self._check_multiple(hr.shape, "HR", title)
+            hr_mask = np.ones(hr.shape[:2], bool) if self.hr_mask is None else self.hr_mask
+            self._set(hr=hr, hr_mask=hr_mask)
+        if self.hr_mask is None:
+            return
+        hr_mask = intake.reliable(self.hr_mask, f"{title}: HR mask", intake.IMAGE[:1])
+        if hr_mask.ndim != 2:
+            raise ValueError(
+                f"{title}: found an HR mask of shape {hr_mask.shape}, expected [r*h, r*w]"
+            )
+        if self.hr is None:
+            self._check_multiple(hr_mask.shape, "HR mask", title)
+        elif hr_mask.shape != self.hr.shape[:2]:
+            raise ValueError(
+                f"{title}: found an HR mask of shape {hr_mask.shape}, expected "
+                f"{self.hr.shape[:2]} like HR"
+            )
+        else:
+            hr_mask = hr_mask if own is None else hr_mask & intake.by_pixel(own, 2)
+            _check_finite(self.hr, hr_mask, f"{title}: HR")
+        self._set(hr_mask=hr_mask)
 
     def _set(self, **values: Any) -> None:
         # The one place that writes to the frozen instance, while it is being made.

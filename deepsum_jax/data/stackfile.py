@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from deepsum_jax import files
-from deepsum_jax.data import kelvins
+from deepsum_jax.config import nearest
+from deepsum_jax.data import kelvins, png
 from deepsum_jax.data.scene import check_stack
 
 
@@ -20,7 +22,11 @@ def read_input(inputs: Sequence[Path], masks: Sequence[Path]) -> tuple[np.ndarra
 
     One Kelvins scene folder; one `.npy` stack or `.npz` with `stack` and perhaps `masks`; or
     16-bit PNG frames of one place. `masks` are PNGs, one a frame and in the same order, or one
-    `.npy`.
+    for all, or one `.npy`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: other files, masks twice, or what `check_stack` refuses.
     """
     first = inputs[0]
     for path in (*inputs, *masks):
@@ -31,24 +37,38 @@ def read_input(inputs: Sequence[Path], masks: Sequence[Path]) -> tuple[np.ndarra
         if masks:
             raise ValueError(f"--masks: {first} has its own masks (QM*.png)")
         return scene.lr, scene.masks
-    if len(inputs) == 1 and first.suffix in (".npy", ".npz"):
+    if len(inputs) == 1 and _suffix(first) in (".npy", ".npz"):
         stack, found = _read_arrays(first)
+        if masks and found is not None:
+            raise ValueError(f"--masks: {first} has its own masks (the array 'masks')")
         return check_stack(stack, _read_masks(masks) if masks else found, str(first))
-    wrong = next((p for p in inputs if p.suffix.lower() != ".png"), None)
+    wrong = next((p for p in inputs if _suffix(p) != ".png"), None)
     if wrong is not None:
         raise ValueError(
             f"{wrong}: expected one scene folder, one .npy or .npz stack, or 16-bit .png frames"
         )
-    frames = [kelvins.read_png16(p) for p in inputs]
-    if masks and masks[0].suffix != ".npy" and len(masks) != len(inputs):
-        raise ValueError(f"--masks: found {len(masks)} files for {len(inputs)} frames")
-    for path, frame in zip(inputs, frames):
-        if frame.shape != frames[0].shape:
+    if len(masks) > 1 and len(masks) != len(inputs):
+        raise ValueError(
+            f"--masks: found {len(masks)} files for {len(inputs)} frames, expected one for each, "
+            "or one for all"
+        )
+    frames = _stacked(inputs, [png.read_png16(p) for p in inputs])
+    return check_stack(frames, _read_masks(masks) if masks else None, "the frames")
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _stacked(paths: Sequence[Path], images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images of one size as one array [T, h, w]."""
+    for path, image in zip(paths, images):
+        if image.shape != images[0].shape:
             raise ValueError(
-                f"{path}: found {frame.shape[0]}×{frame.shape[1]} pixels, expected "
-                f"{frames[0].shape[0]}×{frames[0].shape[1]} like {first}"
+                f"{path}: found {image.shape[0]}×{image.shape[1]} pixels, expected "
+                f"{images[0].shape[0]}×{images[0].shape[1]} like {paths[0]}"
             )
-    return check_stack(np.stack(frames), _read_masks(masks) if masks else None, "the frames")
+    return np.stack(images)
 
 
 # What numpy raises for files that hold no arrays, or not all of them.
@@ -66,44 +86,70 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, Any]:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 return loaded, None
-            if "stack" in loaded:
-                return loaded["stack"], loaded.get("masks")
-            names = ", ".join(loaded.files) or "none"
+            names = list(loaded.files)
+            arrays = {name: loaded[name] for name in ("stack", "masks") if name in names}
     except _BROKEN as error:
         if "allow_pickle" in str(error):  # numpy's advice is to trust the file
             reason = "pickled objects, or no array at all"
         else:
             reason = f"a file that is cut short or damaged ({error or type(error).__name__})"
         raise ValueError(f"{path}: found {reason}, {expected}") from None
-    raise ValueError(f"{path}: found the arrays {names}, expected one named 'stack'")
+    if "stack" not in arrays:
+        raise ValueError(
+            f"{path}: found the arrays {', '.join(names) or 'none'}, expected one named 'stack'"
+        )
+    unknown = [name for name in names if name not in arrays]
+    if unknown:
+        hint = nearest("masks" if unknown[0] in _MASKS else unknown[0], ("stack", "masks"))
+        raise ValueError(
+            f"{path}: found the array{'s' if len(unknown) > 1 else ''} {', '.join(unknown)} beside "
+            f"'stack', expected at most 'masks' (True = reliable); {hint}"
+        )
+    return arrays["stack"], arrays.get("masks")
+
+
+# What people call masks; some of them mark clouds, so they are not taken for what they may be.
+_MASKS = ("mask", "clouds", "cloud", "cloud_mask", "qa", "qm", "valid", "clear", "scl")
 
 
 def _read_masks(masks: Sequence[Path]) -> np.ndarray:
-    if len(masks) == 1 and masks[0].suffix == ".npy":
+    """Masks as the user gives them: [T, h, w], or [h, w] where one PNG serves all frames."""
+    arrays = [p for p in masks if _suffix(p) in (".npy", ".npz")]
+    if arrays and (len(masks) > 1 or _suffix(masks[0]) == ".npz"):
+        raise ValueError(f"--masks: found {arrays[0]}, expected PNGs, or one .npy alone")
+    if arrays:
         return _read_arrays(masks[0])[0]
-    read = [kelvins.read_mask_png(p) for p in masks]
-    for path, mask in zip(masks, read):
-        if mask.shape != read[0].shape:
-            raise ValueError(
-                f"{path}: found {mask.shape[0]}×{mask.shape[1]} pixels, expected "
-                f"{read[0].shape[0]}×{read[0].shape[1]} like {masks[0]}"
-            )
-    return np.stack(read)
+    read = _stacked(masks, png.read_masks(masks))
+    return read[0] if len(masks) == 1 else read
 
 
 def write_output(path: Path, image: np.ndarray) -> None:
-    """Writes `.npy` (float32, exact) or `.png` (16-bit, rounded and clipped, one band)."""
-    if path.suffix == ".npy":
+    """Writes `.npy` (float32, exact) or `.png` (16-bit, rounded and clipped, one band).
+
+    Raises:
+      ValueError: a `.png` that would lose most of the image; nothing is written then.
+
+    Warns of pixels that a `.png` clips.
+    """
+    if _suffix(path) == ".npy":
         with files.written_aside(path) as aside, open(aside, "wb") as file:
             np.save(file, image)
         return
-    kelvins.write_png16(path, np.clip(np.rint(image), 0, 65535))
+    cut = png.clip_uint16(image, str(path))
+    if cut.lost:
+        warnings.warn(
+            f"{path}: clipped {cut.lost} of {cut.pixels.size} pixels ({cut.below} below 0, "
+            f"{cut.above} above 65535); a .npy keeps them",
+            UserWarning,
+            stacklevel=2,
+        )
+    png.write_png16(path, cut.pixels)
 
 
 def check_output(path: Path, channels: int) -> None:
     """Refuses what `write_output` could not write, before the work is done."""
     files.check_target(path, "--output")
-    if path.suffix not in (".npy", ".png"):
+    if _suffix(path) not in (".npy", ".png"):
         raise ValueError(f"--output {path}: found suffix {path.suffix!r}, expected .png or .npy")
-    if path.suffix == ".png" and channels > 1:
+    if _suffix(path) == ".png" and channels > 1:
         raise ValueError(f"--output {path}: a .png holds one band, found {channels}; use .npy")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deepsum_jax.data.kelvins import grey
+from deepsum_jax.data.png import grey
 from deepsum_jax.files import written_aside
 
 NAMES = {
@@ -27,7 +27,8 @@ NAMES = {
 SIDE = 384  # HR pixels, height and width of an image
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first of some names, for messages."""
     ordered = sorted(names)
     return ", ".join(ordered[:3]) + (" …" if len(ordered) > 3 else "")
 
@@ -59,7 +60,7 @@ def write_submission(
         for kind, names in (("missing", wanted - set(images)), ("extra", set(images) - wanted)):
             if names:
                 raise ValueError(
-                    f"{path}: found {len(names)} scenes {kind} ({_some(names)}), expected exactly "
+                    f"{path}: found {len(names)} scenes {kind} ({some(names)}), expected exactly "
                     f"{len(wanted)}"
                 )
     with written_aside(path) as aside, zipfile.ZipFile(aside, "w") as archive:
@@ -123,7 +124,7 @@ def check_submission(
             }
             for kind, group in groups.items():
                 if group:
-                    faults.append(f"{len(group)} images {kind}: {_some(group)}")
+                    faults.append(f"{len(group)} images {kind}: {some(group)}")
             for name in sorted(wanted & set(names)):
                 most = 2 * side * side + 2**16  # of a PNG that holds so many 16-bit pixels
                 if archive.getinfo(name).file_size > most:

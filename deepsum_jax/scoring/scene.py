@@ -135,8 +135,9 @@ def evaluate_scene(
     config, label = bundle.config, system_of(bundle.config).label
     lr = with_channels(scene.lr, 3)
     if scene.hr is None or scene.scale != config.scale:
+        hint = "" if bundle.params or scene.scale is None else f" (--scale {scene.scale} sets it)"
         raise ValueError(
-            f"scene {scene.name!r}: found scale {scene.scale}, expected {config.scale}"
+            f"scene {scene.name!r}: found scale {scene.scale}, expected {config.scale}{hint}"
         )
     if lr.shape[-1] != config.channels:
         raise ValueError(

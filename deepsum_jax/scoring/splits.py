@@ -18,7 +18,8 @@ def select_scenes(
     """The scenes with HR that a split means for this bundle and this data.
 
     "auto" is the held-out split where `data` holds the bundle's own training scenes (the test
-    scenes with HR, else the validation scenes), and all scenes elsewhere.
+    scenes with HR, else the validation scenes), and all scenes elsewhere. "val" is what the
+    training kept out, and what lies under `data`/val.
 
     Returns:
       The split's name, resolved, and its scenes.
@@ -35,26 +36,29 @@ def select_scenes(
                 f"{nearest(band, [*bands, 'all'])}"
             )
         folders = tuple(f for f in folders if f.band == band)
-    scored = tuple(f for f in folders if (f.path / "HR.png").exists())
+    scored = tuple(f for f in folders if kelvins.has_hr(f))
     if not scored:
         raise ValueError(f"{data}: found {len(folders)} scenes but no HR.png, nothing to score")
-    test = tuple(f for f in scored if f.part == "test")
     if split == "auto":
         split = "all"
         if _is_own_data(bundle, data):
-            test = tuple(f for f in test if f.band in bundle.info.bands)
-            split = "test" if test else "val"
+            scored = tuple(f for f in scored if f.band in bundle.info.bands)
+            split = "test" if any(f.part == "test" for f in scored) else "val"
     if split == "all":
         return split, scored
-    if split == "test":
-        chosen = test
-    else:
-        info = bundle.info
-        ids = set(info.train_scenes if split == "train" else info.validation_scenes)
-        chosen = tuple(f for f in scored if f.part != "test" and f"{f.band}/{f.name}" in ids)
+    info = bundle.info
+    ids = set(info.train_scenes if split == "train" else info.validation_scenes)
+    chosen = tuple(f for f in scored if _belongs(f, split, ids))
     if not chosen:
         raise ValueError(f"{data}: found no scene with HR of the split {split!r}")
     return split, chosen
+
+
+def _belongs(folder: kelvins.SceneFolder, split: str, ids: set[str]) -> bool:
+    """Whether a scene is of a split, where a bundle names `ids` as those of its train or val."""
+    if split == "test" or folder.part in ("val", "test"):
+        return folder.part == split
+    return f"{folder.band}/{folder.name}" in ids
 
 
 def _is_own_data(bundle: Bundle, data: Path) -> bool:

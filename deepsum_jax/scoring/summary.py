@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tqdm import tqdm
 from deepsum_jax.bundle import Bundle
 from deepsum_jax.config import Compute
 from deepsum_jax.data import kelvins
+from deepsum_jax.data.doubts import doubts
+from deepsum_jax.data.scene import with_channels
 from deepsum_jax.predict import check_predictor
 from deepsum_jax.scoring.company import COMPANY
 from deepsum_jax.scoring.scene import SceneScore, evaluate_scene, read_truth
@@ -137,10 +140,13 @@ def evaluate(
     check_predictor(bundle)
     split, folders = select_scenes(bundle, data, split, band)
     norms = kelvins.read_norm_for(data)
-    scores = []
+    scores: list[SceneScore] = []
+    doubted: dict[str, str] = {}
     for folder in tqdm(folders, "evaluating", disable=not progress, unit="scene"):
         scene = kelvins.read_scene(folder, norms.get(folder.name))
         truth = read_truth(folder)
+        for doubt in doubts(with_channels(scene.lr, 3), scene.masks):
+            doubted.setdefault(folder.name, doubt)
         try:
             score = evaluate_scene(bundle, scene, truth, max_frames, compute=compute)
         except ValueError as error:
@@ -148,4 +154,10 @@ def evaluate(
         if each is not None:
             each(score)
         scores.append(dataclasses.replace(score, images={}))
+    for name, doubt in list(doubted.items())[:1]:
+        warnings.warn(
+            f"{len(doubted)} of {len(scores)} scenes look wrong; scene {name}: {doubt}",
+            UserWarning,
+            stacklevel=2,
+        )
     return {**summarize(scores, split), "system": system_of(bundle.config).label}, scores
