@@ -8,7 +8,7 @@ from typing import Any
 
 from deepsum_jax import cli
 from deepsum_jax.bundle import Bundle, load_params
-from deepsum_jax.config import ModelConfig
+from deepsum_jax.config import Compute, ModelConfig, TrainConfig, override
 from deepsum_jax.systems.table import parameterless
 
 
@@ -47,6 +47,29 @@ def add_system_arguments(p: argparse.ArgumentParser, several: bool = False) -> N
         help="with --system: blur of the sensor, the Gaussian's deviation in input pixels "
         f"(default: {ModelConfig().psf_sigma}); parameters have their own",
     )
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="assignments",
+        metavar="compute.FIELD=VALUE",
+        help="what to compute with, as compute.dtype=bfloat16; may be repeated",
+    )
+
+
+def chosen_compute(args: argparse.Namespace) -> Compute:
+    """What `--set compute.FIELD=VALUE` asked for.
+
+    Raises:
+      ValueError: another section, or a field or value that there is not.
+    """
+    for assignment in args.assignments:
+        if not assignment.strip().startswith("compute."):
+            raise ValueError(
+                f"--set {assignment}: found a setting of trained parameters, expected "
+                "compute.FIELD=VALUE (the others travel with the parameters)"
+            )
+    return override(TrainConfig(), args.assignments).compute
 
 
 def chosen_bundle(args: argparse.Namespace) -> Bundle:

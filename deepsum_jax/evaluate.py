@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepsum_jax import cli, files
-from deepsum_jax.chosen import add_system_arguments, chosen_bundle
+from deepsum_jax.chosen import add_system_arguments, chosen_bundle, chosen_compute
 from deepsum_jax.data.frames import MAX_FRAMES
 from deepsum_jax.scoring.scene import SceneScore
 from deepsum_jax.scoring.splits import SPLITS
@@ -71,7 +71,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             kept.append(score)
 
     summary, _ = evaluate(
-        bundle, args.data, args.split, args.band, args.max_frames, progress=True, each=each
+        bundle,
+        args.data,
+        args.split,
+        args.band,
+        args.max_frames,
+        progress=True,
+        each=each,
+        compute=chosen_compute(args),
     )
     print(f"split: {summary['split']} ({summary['n']} scenes of {args.data})")
     from deepsum_jax.scoring.report import panel, report  # matplotlib

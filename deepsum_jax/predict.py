@@ -18,7 +18,7 @@ import numpy as np
 
 from deepsum_jax import cli
 from deepsum_jax.bundle import Bundle
-from deepsum_jax.chosen import add_system_arguments, chosen_bundle
+from deepsum_jax.chosen import add_system_arguments, chosen_bundle, chosen_compute
 from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.data import kelvins
 from deepsum_jax.data.doubts import doubts
@@ -323,6 +323,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         reference=reference,
         return_details=True,
         max_frames=args.max_frames,
+        compute=chosen_compute(args),
     )
     write_output(args.output, result.image)
     size = "×".join(str(n) for n in result.image.shape)

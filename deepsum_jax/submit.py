@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from deepsum_jax import cli, files
 from deepsum_jax.bundle import Bundle
-from deepsum_jax.chosen import add_system_arguments, chosen_bundles
+from deepsum_jax.chosen import add_system_arguments, chosen_bundles, chosen_compute
+from deepsum_jax.config import Compute
 from deepsum_jax.data import kelvins, submission
 from deepsum_jax.data.frames import MAX_FRAMES, reference_frame
 from deepsum_jax.data.png import clip_uint16
@@ -47,8 +48,12 @@ def bundles_by_band(bundles: Sequence[tuple[str, Bundle]]) -> dict[str, Bundle]:
     return chosen
 
 
-def test_images(
-    data: Path, bundles: Mapping[str, Bundle], max_frames: int | None, names: Sequence[str] | None
+def super_resolved(
+    data: Path,
+    bundles: Mapping[str, Bundle],
+    max_frames: int | None,
+    names: Sequence[str] | None,
+    compute: Compute = Compute(),
 ) -> dict[str, np.ndarray]:
     """Every test scene's image by name.
 
@@ -76,9 +81,14 @@ def test_images(
     clipped: list[str] = []
     for folder in tqdm(folders, "super-resolving", unit="scene"):
         scene, bundle = kelvins.read_scene(folder), bundles[folder.band]
-        reference = reference_frame(scene, bundle.info.reference)
+        given = bundle.info.reference == "given"
         images[folder.name] = predict(
-            bundle, scene.lr, scene.masks, reference=reference, max_frames=max_frames
+            bundle,
+            scene.lr,
+            scene.masks,
+            reference=reference_frame(scene, "given") if given else None,
+            max_frames=max_frames,
+            compute=compute,
         )
         cut = clip_uint16(images[folder.name], f"scene {folder.name}")
         if 100 * cut.lost > cut.pixels.size:
@@ -126,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files.check_target(args.output, "--output")
     bundles = bundles_by_band(chosen_bundles(args))
     names = None if args.partial else [n for names in submission.NAMES.values() for n in names]
-    images = test_images(args.data, bundles, args.max_frames, names)
+    images = super_resolved(args.data, bundles, args.max_frames, names, chosen_compute(args))
     submission.write_submission(args.output, images, expected_names=names)
     print(f"{args.output}: {len(images)} images")
 

@@ -433,7 +433,9 @@ def test_failed_save_leaves_the_old_bundle_whole(
 
 
 def test_a_system_without_parameters_is_kept_with_its_settings(tmp_path: Path) -> None:
-    config = ModelConfig(system="robust_ibp", scale=2, psf_sigma=0.5, options={"rounds": 3})
+    config = ModelConfig(
+        system="robust_ibp", scale=2, psf_sigma=0.5, options=Settings({"rounds": 3})
+    )
     save_params(tmp_path / "robust", Bundle({}, config))
     read = load_params(tmp_path / "robust")
     assert read.params == {}

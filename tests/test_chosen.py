@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deepsum_jax.data.simulation import write_dataset
+from helpers import random_bundle, refuser
 
 from deepsum_jax import Bundle, ModelConfig, cli, evaluate, predict, save_params, submit
 from deepsum_jax.config import SimulationConfig
 from deepsum_jax.predict import main
-from tests.helpers import random_bundle, refuser
+from deepsum_jax.simulation.dataset import write_dataset
 
 Main = Callable[[Sequence[str]], None]
 

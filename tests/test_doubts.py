@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deepsum_jax.data.changing import simulate_changing_scene
-from deepsum_jax.data.simulation import simulate_scene
+from helpers import landscape
 
 from deepsum_jax import Bundle, ModelConfig, predict
 from deepsum_jax.config import SimulationConfig
 from deepsum_jax.data.doubts import doubts, frames_last
 from deepsum_jax.data.scene import Scene
-from tests.helpers import landscape
+from deepsum_jax.simulation.changing import simulate_changing_scene
+from deepsum_jax.simulation.steady import simulate_scene
 
 MEAN = Bundle({}, ModelConfig(system="bicubic_mean"))
 LOOKS = SimulationConfig(lr_size=48, min_frames=5, max_frames=12)

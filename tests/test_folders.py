@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deepsum_jax.data.simulation import write_dataset
 
 from deepsum_jax import Bundle, ModelConfig
 from deepsum_jax.bundle import BundleInfo
@@ -21,6 +20,7 @@ from deepsum_jax.data.dataset import (
     training_folders,
 )
 from deepsum_jax.scoring.splits import select_scenes
+from deepsum_jax.simulation.dataset import write_dataset
 
 LOOKS = SimulationConfig(scenes=3, test_scenes=1, lr_size=16, min_frames=3, max_frames=3)
 MODEL = ModelConfig(num_frames=3)

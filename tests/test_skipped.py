@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deepsum_jax.data.simulation import simulate_scene
 
 from deepsum_jax.config import DataConfig, ModelConfig, SimulationConfig
 from deepsum_jax.data.prepare import SceneSkipped, prepare_scene
 from deepsum_jax.data.scene import Scene
+from deepsum_jax.simulation.steady import simulate_scene
 
 MODEL = ModelConfig(num_frames=3)
 SETTINGS: dict[str, Any] = {"patch_size": 24, "max_shift": 24}

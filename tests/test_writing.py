@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deepsum_jax.data.simulation import write_dataset
+from helpers import refuser
 
 from deepsum_jax import submit
 from deepsum_jax.config import SimulationConfig
@@ -16,7 +16,7 @@ from deepsum_jax.data import kelvins
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.data.stackfile import write_output
 from deepsum_jax.predict import main
-from tests.helpers import refuser
+from deepsum_jax.simulation.dataset import write_dataset
 
 LEVELS = 2000.0 + 100 * np.arange(64).reshape(1, 8, 8)
 
