@@ -15,6 +15,8 @@ OTHERS = {
     "report": ("report", "one page of what a folder of results holds"),
     "benchmark": ("benchmark", "speed and memory against the machine's own matrix product"),
     "scaling": ("scaling", "how the network's cost grows with frames, pixels and features"),
+    "real": ("real", "all systems on real dates, on changing ground, and with spoilt frames"),
+    "ground": ("ground", "the simulator's changing ground held against real dates"),
     "landsat": ("landsat", "a trained network on real Landsat 8 dates"),
 }
 """What is no exhibit: its module, and what it does."""

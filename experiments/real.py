@@ -31,6 +31,7 @@ from deepsum_jax.data.frames import reference_frame
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.predict import predict
 from deepsum_jax.scoring.company import COMPANY
+from deepsum_jax.scoring.report import panel
 from deepsum_jax.scoring.scene import evaluate_scene, score_image
 from deepsum_jax.scoring.summary import bootstrap
 from deepsum_jax.simulation.changing import simulate_changing_scene
@@ -309,6 +310,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"reference above IBP of the good frames. {about}\n"
         )
     figures.save(chart(scores, labels), output / "real.png", about)
+    shown = real["NIR, half looks, half other years"][0]
+    score = evaluate_scene(bundles["robust_ibp"], shown, max_frames=bench.max_frames + 1)
+    figures.save(panel([score]), output / "robust.png", about)
     print(f"{first}\n{second}")
 
 

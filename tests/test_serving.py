@@ -125,3 +125,15 @@ def test_a_hot_pixel_makes_no_stranger() -> None:
     frames = good_frames()
     frames[2][7, 9] = 1e6
     assert not serve(frames).left_out  # type: ignore[attr-defined]
+
+
+def test_the_masks_tell_who_is_wrong() -> None:
+    others = [frame(world(9), dy, dx, n) for n, (dy, dx) in enumerate(((0, 0), (1, 1), (2, -1)))]
+    stack = np.stack([frame(world()), *others])
+    masks = np.ones(stack.shape, bool)
+    assert judge(stack[..., None], masks, 0, SIDE // 4).reference == 1
+    masks[1:, 0, 0] = False
+    for explicit in (False, True):
+        serving = judge(stack[..., None], masks, 0, SIDE // 4, explicit)
+        assert serving.reference == 0 and serving.replaced is None
+        assert set(serving.left_out) == {1, 2, 3}

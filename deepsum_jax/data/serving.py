@@ -23,6 +23,7 @@ _OVERLAP = 0.15  # of the greatest overlap, the least that a shift must keep to 
 # Robust deviations of a peak: below the first it may be chance, above the second it is not, and
 # above the third not even among all places where a frame could lie.
 _CHANCE, _SURE, _FAR = 5.0, 6.0, 8.0
+_ALIEN = "nothing in common with the reference"
 _FEW, _MOST = 0.3, 0.5  # of the other frames, that show a frame's place
 _LEAST = 16  # LR pixels; smaller frames do not tell
 _BLANK = 0.02  # of the stack's usual contrast; a frame with less shows nothing
@@ -163,7 +164,9 @@ def judge(
     """Judges the frames of a stack.
 
     Frames are left out as alien only where others surely show the reference's place: a stack of
-    noise, or of two frames that share nothing, does not tell which is wrong.
+    noise, or of two frames that share nothing, does not tell which is wrong. A reference that has
+    nothing in common with the others, which agree, is the wrong one, unless the masks call it the
+    clearest of all: then they are.
 
     Args:
       lr: [T, h, w, C], reliable values finite.
@@ -192,17 +195,26 @@ def judge(
         return Serving(fit[0], replaced, empty)
     matches = _Matches(lr, masks)
     chosen = fit[0]
-    stranger = _is_stranger(matches, chosen, fit, reach)
-    if stranger and explicit:
-        raise ValueError(
-            f"reference: found that frame {chosen} has nothing in common with the others, which "
-            "show one place; expected one of theirs"
-        )
-    if stranger:
+    others = [n for n in fit if n != chosen]
+    if _is_stranger(matches, chosen, fit, reach):
+        if _is_clearest(masks, chosen):  # the masks say that it is the one: so the others are wrong
+            group = {n: _ALIEN for n in others if matches.support(n, others, reach) >= _MOST}
+            return Serving(chosen, replaced, empty | group)
+        if explicit:
+            raise ValueError(
+                f"reference: found that frame {chosen} has nothing in common with the others, "
+                "which show one place; expected one of theirs"
+            )
         chosen = next(n for n in fit[1:] if matches.support(n, fit, reach) >= _MOST)
         replaced = (fit[0], "nothing in common with the others")
-    others = [n for n in fit if n != chosen]
+        others = [n for n in fit if n != chosen]
     return Serving(chosen, replaced, empty | _misplaced(matches, chosen, others, reach))
+
+
+def _is_clearest(masks: np.ndarray, candidate: int) -> bool:
+    """Whether the masks call a frame clearer than every other."""
+    clear = masks.sum(axis=(1, 2))
+    return bool((np.delete(clear, candidate) < clear[candidate]).all())
 
 
 def _as_verb(reason: str) -> str:
@@ -229,7 +241,7 @@ def _misplaced(
         if far > reach and match.significance > _FAR:
             reasons[n] = f"{far} pixels off, further than the {reach:g} that registration searches"
         elif most and (far > reach or match.significance < _CHANCE):
-            reasons[n] = "nothing in common with the reference"
+            reasons[n] = _ALIEN
     return reasons
 
 

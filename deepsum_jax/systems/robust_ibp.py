@@ -43,9 +43,11 @@ def super_resolve(
 
 
 def preferred_reference(lr: np.ndarray, masks: np.ndarray, config: ModelConfig) -> int:
-    """The frame that agrees with others, the clearest first."""
-    if all(unusable(frame, mask) for frame, mask in zip(lr, masks)):
-        return int(clearest_first(masks)[0])  # flat ground: none of them is wrong
+    """The clearest frame; where masks do not tell one, that which agrees with the others."""
+    first, *rest = (int(n) for n in clearest_first(masks))
+    told = all(masks[n].sum() < masks[first].sum() for n in rest)
+    if told or all(unusable(frame, mask) for frame, mask in zip(lr, masks)):
+        return first
     return choose_reference(lr, masks, config.scale, config.psf_sigma).best
 
 

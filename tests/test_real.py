@@ -1,0 +1,72 @@
+"""The experiment on real dates: its stacks, how they are spoilt, and what is said of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepsum_jax import Bundle, ModelConfig
+from deepsum_jax.config import SimulationConfig
+from deepsum_jax.data.scene import Scene
+from deepsum_jax.scoring.company import COMPANY
+from deepsum_jax.simulation.steady import simulate_scene
+from experiments import real
+
+REAL = Path(__file__).parents[1].parent / "shared" / "real" / "naip-dakota"
+LABELS = {**COMPANY, "robust_ibp": "robust IBP"}
+
+
+def scene(index: int) -> Scene:
+    looks = SimulationConfig(lr_size=32, min_frames=5, max_frames=5, clear_fraction=1.0)
+    return simulate_scene(4, index, looks)[0]
+
+
+@pytest.mark.parametrize("name", real.SPOILS)
+def test_only_so_many_frames_are_spoilt(name: str) -> None:
+    good, other = scene(0), scene(1)
+    bad = real.spoilt(good, other, real.SPOILS[name], 2, seed=0)
+    changed = [n for n in range(5) if not np.array_equal(bad.lr[n], good.lr[n])]
+    assert len(changed) == 2
+    assert real.reference_index(good) not in changed
+    again = real.spoilt(good, other, real.SPOILS[name], 2, seed=0)
+    np.testing.assert_array_equal(again.lr, bad.lr)
+
+
+def test_a_spoilt_reference_is_the_only_one() -> None:
+    good, other = scene(0), scene(1)
+    bad = real.spoilt_reference(good, other, real.SPOILS["another place"], seed=0)
+    changed = [n for n in range(5) if not np.array_equal(bad.lr[n], good.lr[n])]
+    assert changed == [real.reference_index(good)]
+    assert bad.masks.all()
+
+
+def test_scores_and_what_is_written() -> None:
+    bundles = {"robust_ibp": Bundle({}, ModelConfig(system="robust_ibp"))}
+    scores = real.score_stacks({"steady": [scene(0), scene(1)]}, bundles, max_frames=5)
+    values = scores["steady"]
+    assert set(values) == set(LABELS) and all(len(v) == 2 for v in values.values())
+    assert np.mean(values["robust_ibp"]) > np.mean(values["ibp_one"])
+    text = real.stacks_markdown(scores, LABELS)
+    assert text.count("\n") == 3 and "steady (2)" in text and text.count("**") == 2
+    spoilt = real.score_spoilt([scene(0)], [scene(1)], bundles)
+    assert len(spoilt) == 3 * len(real.SPOILS) + 2
+    alone = next(e for e in spoilt if e["spoilt"] == "all others: noise")
+    assert abs(alone["robust_ibp"][0]) < 0.2
+    assert "(worst " in real.spoilt_markdown(spoilt, {"robust_ibp": "robust IBP"})
+    assert len(real.chart(scores, LABELS).axes[0].lines) == len(LABELS)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real dates lie beside the checkout only")
+def test_reported_columns_alone() -> None:
+    pytest.importorskip("rasterio", reason="needs the extra geo")
+    stacks = real.real_stacks(REAL)
+    assert [len(scenes) for scenes in stacks.values()] == [7] * 6
+    looks = stacks["NIR, looks at one date"][0]
+    assert looks.lr.shape == (10, 32, 32) and looks.masks[real.reference_index(looks)].all()
+
+
+def test_a_folder_without_dates(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"found no \.tif"):
+        real.real_stacks(tmp_path)
