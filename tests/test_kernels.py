@@ -185,7 +185,7 @@ def test_plain_definition(operator: str, case: int, backend: Backend) -> None:
     args = _numbers(*shapes)
     plain = _values_and_gradients(functools.partial(function, backend="plain"), *args)
     found = _values_and_gradients(functools.partial(function, backend=backend), *args)
-    assert all(float(jnp.abs(part).max()) > 0.1 for part in jax.tree.leaves(plain))
+    assert all(float(jnp.abs(part).max()) > 1e-3 for part in jax.tree.leaves(plain))
     _assert_close(found, plain, 1e-9 if operator == "conv_norm_leaky" else 1e-11)
 
 
