@@ -122,7 +122,7 @@ FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
       (png8, rgb, cut_short, cut_to_ten, damaged)],
     *[("LR001.png", fault, "found a file that is not a PNG, expected a grey PNG of 16 bits")
       for fault in (emptied, text, jpeg, tiff)],
-    ("LR001.png", folder, "found a folder, expected a grey PNG of 16 bits"),
+    ("LR001.png", folder, "found no such file, expected it beside QM001.png"),
     *[("HR.png", fault, "expected a grey PNG of 16 bits") for fault in (png8, rgb, cut_short)],
     *[("QM002.png", fault, "expected a grey PNG of 1 or 8 or 16") for fault in (rgb, text)],
     ("LR001.png", smaller, "found a size of (15, 16), expected (16, 16)"),
@@ -555,8 +555,8 @@ def test_unusable_npz(root: Path, predict_refused: Refused) -> None:
     np.savez(path, stack=np.full((3, 8, 8), 7000), masks=np.ones((3, 8, 9)))
     message = predict_refused(path)
     assert f"{path}: found masks of shape (3, 8, 9), expected (3, 8, 8)" in message
-    np.savez(path, stack=np.full((3, 8, 8), 7000), masks=np.full((3, 8, 8), 255))
-    assert "stack.npz: masks: found the value 255" in predict_refused(path)
+    np.savez(path, stack=np.full((3, 8, 8), 7000), masks=np.full((3, 8, 8), 7))
+    assert "stack.npz: masks: found the value 7" in predict_refused(path)
     np.savez(path, stack=np.array([None]))
     assert "found pickled objects" in predict_refused(path)
     np.savez_compressed(path, stack=np.random.default_rng(0).integers(0, 9999, (3, 40, 40)))
@@ -579,7 +579,8 @@ def test_unusable_frames(root: Path, predict_refused: Refused) -> None:
     kelvins.write_mask_png(mask, np.ones((8, 8)))
     message = predict_refused(a, small)
     assert f"{small}: found 7×8 pixels, expected 8×8 like {a}" in message
-    assert "--masks: found 1 files for 2 frames" in predict_refused(a, b, "--masks", mask)
+    message = predict_refused(a, b, a, "--masks", mask, mask)
+    assert "--masks: found 2 files for 3 frames" in message
     kelvins.write_mask_png(root / "mask7.png", np.ones((7, 8)))
     message = predict_refused(a, b, "--masks", mask, root / "mask7.png")
     assert f"{root / 'mask7.png'}: found 7×8 pixels, expected 8×8" in message

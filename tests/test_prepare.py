@@ -24,7 +24,7 @@ from deepsum_jax.config.presets import TINY
 from deepsum_jax.data import dataset as datasets
 from deepsum_jax.data import kelvins
 from deepsum_jax.data.dataset import Dataset, measure_normalization, prepare_dataset, split
-from deepsum_jax.data.fill import fill_hidden
+from deepsum_jax.data.fill import keep_clouds
 from deepsum_jax.data.frames import clearest_first
 from deepsum_jax.data.prepare import (
     PreparedScene,
@@ -75,7 +75,7 @@ def test_only_what_is_no_measurement_is_filled() -> None:
     masks[2] = False  # wholly hidden, with one hole
     lr[2, 1, 1] = np.nan
     before = lr.copy()
-    filled = fill_hidden(lr, masks)
+    filled = keep_clouds(lr, masks)
     np.testing.assert_array_equal(lr, before)  # the caller's stay as they are
     assert filled.dtype == np.float32
     expected = lr.copy()
@@ -90,12 +90,12 @@ def test_only_what_is_no_measurement_is_filled() -> None:
 def test_reach_of_a_measurement_is_ten_ranges() -> None:
     lr = np.array([[[10, 20, 121, 120, -91, -90]]], np.int32)[..., None]
     masks = np.array([[[True, True, False, False, False, False]]])
-    np.testing.assert_array_equal(fill_hidden(lr, masks)[0, 0, :, 0], [10, 20, 15, 120, 15, -90])
+    np.testing.assert_array_equal(keep_clouds(lr, masks)[0, 0, :, 0], [10, 20, 15, 120, 15, -90])
 
 
 def test_without_a_clear_pixel_holes_become_zero() -> None:
     lr = np.array([[[5.0, np.nan, -np.inf]]])[..., None]
-    np.testing.assert_array_equal(fill_hidden(lr, np.zeros((1, 1, 3), bool)).ravel(), [5, 0, 0])
+    np.testing.assert_array_equal(keep_clouds(lr, np.zeros((1, 1, 3), bool)).ravel(), [5, 0, 0])
 
 
 def test_clearest_first() -> None:

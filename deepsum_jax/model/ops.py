@@ -32,8 +32,10 @@ from deepsum_jax.data.resample import keys_kernel
 
 kernels: Any
 try:
-    from deepsum_jax import kernels
-except ImportError:
+    import deepsum_jax.kernels as kernels
+except ModuleNotFoundError as error:
+    if error.name != "deepsum_jax.kernels":
+        raise
     kernels = None
 
 Array = jax.Array
