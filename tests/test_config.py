@@ -62,6 +62,7 @@ def test_default_model_is_the_reference_network() -> None:
         "registration": "regnet",
         "global_residual": True,
         "residual_init": "glorot",
+        "hidden": "published",
         "options": {},
     }
     found = ModelConfig().to_dict()

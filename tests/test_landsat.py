@@ -244,6 +244,8 @@ def test_each_clear_date_can_be_hr(source: Path) -> None:
 # --- the command --------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:1 of 2 scenes look wrong")  # planes of one slope
+@pytest.mark.filterwarnings("ignore:what the masks hide agrees")
 def test_command(
     source: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

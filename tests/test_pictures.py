@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 
 from deepsum_jax import Bundle, ModelConfig, figures, losses
 from deepsum_jax.config import SimulationConfig
+from deepsum_jax.data.fill import fill_hidden
 from deepsum_jax.data.frames import select_frames
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.predict import super_resolve
@@ -209,7 +210,8 @@ def test_references_follow_the_bundle(scenes: list[Scene]) -> None:
         info = dataclasses.replace(RANDOM.info, reference=rule)
         bundle = dataclasses.replace(RANDOM, info=info)
         rows = panels(pictures.comparison([("ours", bundle)], [scene]), 3)[0]
-        blocks = np.kron(scene.lr[n].astype(float), np.ones((3, 3)))
+        seen = fill_hidden(scene.lr[[n]][..., None], masks[[n]])[0, ..., 0]
+        blocks = np.kron(seen.astype(float), np.ones((3, 3)))
         assert same_but_for_brightness(shown(rows[0, 0]), on_hr(blocks, scene))
         filters = pictures.filters_on_frames(bundle, scene)
         assert filters.axes[0].get_title() == f"LR{n:03d}, reference"

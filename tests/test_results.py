@@ -13,7 +13,9 @@ from deepsum_jax import Bundle, ModelConfig, predict
 from deepsum_jax.config import preset
 from deepsum_jax.systems.table import init_params, param_shapes
 
-TINY = preset("tiny").model
+# The presets of 0.1.0 saw clouds under masks, as the published one does.
+TINY = dataclasses.replace(preset("tiny").model, hidden="published")
+DEMO = dataclasses.replace(preset("demo").model, hidden="published")
 # Of the image: four pixels, the mean and the deviation, raw. Of deepsum_jax 0.1.0 at d97f38a, flat.
 IMAGES: dict[str, tuple[ModelConfig, int, tuple[float, ...]]] = {
     name: (config, frames, values)
@@ -26,7 +28,7 @@ IMAGES: dict[str, tuple[ModelConfig, int, tuple[float, ...]]] = {
         ),
         (
             "demo",
-            preset("demo").model,
+            DEMO,
             11,
             (8599.1152, 9815.6289, 8478.1494, 9317.8906, 8995.334, 775.43262),
         ),
@@ -88,15 +90,16 @@ IMAGES: dict[str, tuple[ModelConfig, int, tuple[float, ...]]] = {
         ),
         (
             "ibp",
+            # Since 0.2.0: what masks hide has no say, and matching knows no outliers.
             dataclasses.replace(TINY, system="ibp"),
             6,
-            (6796.8667, 8919.6904, 8448.4473, 7138.8511, 8338.7188, 868.90765),
+            (6789.616, 8919.324, 8447.526, 7141.4683, 8338.049, 869.1264),
         ),
         (
             "bicubic_mean",
-            dataclasses.replace(TINY, system="bicubic_mean"),
+            dataclasses.replace(TINY, system="bicubic_mean"),  # likewise
             6,
-            (7593.4512, 8982.2432, 8369.6914, 7739.0854, 8338.2461, 588.98096),
+            (7600.2065, 8977.9375, 8380.163, 7739.0854, 8336.912, 589.39545),
         ),
     ]
 }

@@ -13,9 +13,9 @@ import numpy as np
 
 from deepsum_jax.config import DataConfig, ModelConfig
 from deepsum_jax.data import resample
-from deepsum_jax.data.fill import fill, fill_hidden, without_outliers
+from deepsum_jax.data.fill import fill, fill_hidden
 from deepsum_jax.data.frames import reference_first, reference_frame
-from deepsum_jax.data.registration import register_frames
+from deepsum_jax.data.registration import register_upsampled
 from deepsum_jax.data.scene import Scene, with_channels
 
 
@@ -168,11 +168,7 @@ def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> Prepare
         )
     order = reference_first(masks, reference)
     lr, masks = lr[order], masks[order]
-    shifts = register_frames(
-        resample.upsample(lr, model.scale),
-        resample.nearest_upsample(without_outliers(lr, masks), model.scale),
-        data.registration,
-    )
+    shifts = register_upsampled(lr, masks, model.scale, method=data.registration)
     keep = np.abs(shifts).max(axis=1) <= data.max_shift
     lr, masks, shifts = lr[keep], masks[keep], shifts[keep]
     if len(lr) < model.num_frames:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import scipy.fft
 
+from deepsum_jax.data import resample
+from deepsum_jax.data.fill import fill_hidden, without_outliers
+
 
 def plain_shift(reference: np.ndarray, frame: np.ndarray) -> tuple[int, int]:
     """Translation that registers a frame, by plain circular cross-correlation, as published.
@@ -121,3 +124,30 @@ def register_frames(
     for n in range(1, len(grey)):
         shifts[n] = correlation.shift(grey[n], masks[n])
     return shifts
+
+
+def register_upsampled(
+    lr: np.ndarray,
+    masks: np.ndarray,
+    scale: int,
+    images: np.ndarray | None = None,
+    method: str = "masked",
+) -> np.ndarray:
+    """Integer translations, HR pixels, that register frames on frame 0, whatever their hot pixels.
+
+    Args:
+      lr: [T, h, w, C], finite.
+      masks: [T, h, w] bool.
+      scale: r.
+      images: [T, H, W, C] made of the frames, if there are any; else they are upsampled.
+      method: as of `register_frames`.
+
+    Returns:
+      int32 [T, 2].
+    """
+    hot = masks & ~without_outliers(lr, masks)
+    if hot.any():  # upsampling has carried them into their neighbours
+        images = resample.upsample(fill_hidden(lr, ~hot), scale)
+    elif images is None:
+        images = resample.upsample(lr, scale)
+    return register_frames(images, resample.nearest_upsample(masks & ~hot, scale), method)

@@ -13,10 +13,10 @@ import numpy as np
 from deepsum_jax import files, metrics
 from deepsum_jax.bundle import Bundle
 from deepsum_jax.config import Compute
-from deepsum_jax.data import kelvins, resample
+from deepsum_jax.data import kelvins
 from deepsum_jax.data.fill import fill_hidden
 from deepsum_jax.data.frames import reference_frame
-from deepsum_jax.data.registration import register_frames
+from deepsum_jax.data.registration import register_upsampled
 from deepsum_jax.data.scene import Scene, with_channels
 from deepsum_jax.model import ops
 from deepsum_jax.predict import frames_in_use, super_resolve
@@ -104,10 +104,7 @@ def _shift_errors(
     true = true_shifts(truth, [scene.frames[n] for n in members])[1:]
     learned = np.asarray(ops.filter_shift(jnp.asarray(filters)))[: len(true)]
     lr = fill_hidden(with_channels(scene.lr, 3)[members], scene.masks[members])
-    correlated = register_frames(
-        resample.upsample(lr, bundle.config.scale),
-        resample.nearest_upsample(scene.masks[members], bundle.config.scale),
-    )[1:]
+    correlated = register_upsampled(lr, scene.masks[members], bundle.config.scale)[1:]
     reached = np.abs(true).max(axis=1) <= bundle.config.filter_size // 2
     return np.stack([learned - true, correlated - true], axis=1)[reached]
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.data import resample
-from deepsum_jax.data.fill import fill_hidden, without_outliers
-from deepsum_jax.data.registration import register_frames
+from deepsum_jax.data.fill import fill_hidden
+from deepsum_jax.data.registration import register_upsampled
 from deepsum_jax.systems.system import Params, Stack, SuperResolved, System, equal_weights
 
 
@@ -59,8 +59,7 @@ def registered_mean(
     Returns:
       [r·h, r·w, C].
     """
-    likely = resample.nearest_upsample(without_outliers(lr, masks), scale)
-    shifts = register_frames(images, likely)
+    shifts = register_upsampled(lr, masks, scale, images)
     return filled_mean(*on_grid(images, masks, shifts, scale))
 
 

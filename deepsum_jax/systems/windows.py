@@ -17,10 +17,10 @@ import numpy as np
 from deepsum_jax import units
 from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.data import resample
-from deepsum_jax.data.fill import fill, without_outliers
-from deepsum_jax.data.inputs import Inputs, make_inputs, needs_shifts, upsampled_masks
+from deepsum_jax.data.fill import fill
+from deepsum_jax.data.inputs import Inputs, make_inputs, needs_shifts
 from deepsum_jax.data.prepare import PreparedScene
-from deepsum_jax.data.registration import MaskedCorrelation, register_frames
+from deepsum_jax.data.registration import MaskedCorrelation, register_upsampled
 from deepsum_jax.systems.system import Params, Stack, SuperResolved
 
 Array = jax.Array
@@ -104,9 +104,7 @@ def make_windows(stack: Stack, config: ModelConfig) -> Windows:
     frames = fill(stack.lr, stack.masks, config.hidden)
     shifts = None
     if needs_shifts(config):
-        upsampled = resample.upsample(frames, config.scale)
-        likely = without_outliers(frames, stack.masks)
-        shifts = register_frames(upsampled, upsampled_masks(likely, config.scale))
+        shifts = register_upsampled(frames, stack.masks, config.scale)
     return Windows(members, frames, stack.masks, shifts)
 
 
