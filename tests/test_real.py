@@ -54,6 +54,9 @@ def test_scores_and_what_is_written() -> None:
     assert np.mean(values["robust_ibp"]) > np.mean(values["ibp_one"])
     text = real.stacks_markdown(scores, LABELS)
     assert text.count("\n") == 3 and "steady (2)" in text and text.count("**") == 2
+    worst = real.worst_markdown(scores, LABELS)
+    safe = np.maximum(values["bicubic"], values["ibp_one"])
+    assert f"{np.min(np.array(values['ibp']) - safe):+.2f}" in worst
     spoilt = real.score_spoilt([scene(0)], [scene(1)], bundles)
     assert len(spoilt) == 3 * len(real.SPOILS) + 2
     alone = next(e for e in spoilt if e["spoilt"] == "all others: noise")

@@ -137,3 +137,10 @@ def test_the_masks_tell_who_is_wrong() -> None:
         serving = judge(stack[..., None], masks, 0, SIDE // 4, explicit)
         assert serving.reference == 0 and serving.replaced is None
         assert set(serving.left_out) == {1, 2, 3}
+
+
+def test_noise_is_named_even_where_all_others_are() -> None:
+    noise = np.random.default_rng(2).normal(1000, 200, (4, SIDE, SIDE))
+    stack = np.stack([frame(world()), *noise])[..., None]
+    serving = judge(stack, np.ones(stack.shape[:3], bool), 0, SIDE // 4)
+    assert serving.left_out == dict.fromkeys(range(1, 5), "noise")

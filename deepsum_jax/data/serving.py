@@ -23,6 +23,7 @@ _OVERLAP = 0.15  # of the greatest overlap, the least that a shift must keep to 
 # Robust deviations of a peak: below the first it may be chance, above the second it is not, and
 # above the third not even among all places where a frame could lie.
 _CHANCE, _SURE, _FAR = 5.0, 6.0, 8.0
+_NOISE, _STRUCTURED = 0.15, 0.4  # correlation of neighbouring pixels
 _ALIEN = "nothing in common with the reference"
 _FEW, _MOST = 0.3, 0.5  # of the other frames, that show a frame's place
 _LEAST = 16  # LR pixels; smaller frames do not tell
@@ -152,6 +153,19 @@ class _Matches:
                 self.found[reference, n] = self.detail(reference).match(self.detail(n))
         return {n: self.found[reference, n] for n in others}
 
+    def structure(self, n: int) -> float:
+        """How alike neighbouring pixels of a frame are: their coefficient of correlation."""
+        frame, mask = self._grey[n], self._masks[n]
+        low, high = np.percentile(frame[mask], [2, 98])
+        x = np.clip(frame, low, high)
+        found = []
+        for a, b in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+            both = mask[a] & mask[b]
+            one, other = x[a][both], x[b][both]
+            if both.sum() > 2 and np.ptp(one) and np.ptp(other):
+                found.append(np.corrcoef(one, other)[0, 1])
+        return float(np.mean(found)) if found else 1.0
+
     def support(self, reference: int, frames: list[int], reach: float) -> float:
         """Share of the other frames that surely show a frame's place, within reach."""
         others = [n for n in frames if n != reference]
@@ -236,10 +250,13 @@ def _misplaced(
     found = matches.of(reference, others)
     most = sum(_lies(match, reach) for match in found.values()) >= _MOST * len(others)
     reasons = {}
+    sound = matches.structure(reference) > _STRUCTURED
     for n, match in found.items():
         far = max(map(abs, match.shift))
         if far > reach and match.significance > _FAR:
             reasons[n] = f"{far} pixels off, further than the {reach:g} that registration searches"
+        elif sound and matches.structure(n) < _NOISE:
+            reasons[n] = "noise"
         elif most and (far > reach or match.significance < _CHANCE):
             reasons[n] = _ALIEN
     return reasons
