@@ -317,8 +317,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         aside.write_text(
             f"# On ground that changes\n\n{first}\ncPSNR in dB, in brackets the 95 % interval of "
             "the difference from bicubic of the reference.\n\n"
-            f"{worst_markdown(scores, labels)}\nThe scene on which a system falls furthest below the "
-            "better of bicubic and IBP of the reference alone, dB.\n\n# With spoilt frames\n\n"
+            f"{worst_markdown(scores, labels)}\nThe scene on which a system falls furthest below "
+            "the better of bicubic and IBP of the reference alone, dB.\n\n# With spoilt frames\n\n"
             f"{second}\ndB above IBP of the reference alone, on looks at one date; for a spoilt "
             f"reference above IBP of the good frames. {about}\n"
         )
