@@ -1,6 +1,6 @@
 """Does simulated ground change as real ground does? Simulators held against ten real summers.
 
-    python -m experiments.ground --naip DIR --output FILE.png
+    python -m experiments ground --naip DIR --output FILE.png
 
 NAIP aerial images of one place (bands red, green, blue, near infrared; several summers as
 GeoTIFFs) are cut into windows of 144 pixels, degraded by three (a Gaussian of 0.42 LR pixels, then
@@ -311,7 +311,7 @@ def figure(
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     p = cli.parser(
-        "python -m experiments.ground",
+        "python -m experiments ground",
         "Hold both simulators' change between dates against NAIP's: a figure, and a table.",
     )
     p.add_argument("--naip", type=Path, required=True, metavar="DIR", help="GeoTIFFs of summers")

@@ -317,7 +317,8 @@ def test_names_are_listed(argv: list[str], capsys: pytest.CaptureFixture[str]) -
         "table1", "table2", "registration", "ablations", "panels", "brightness", "haze", "sensor",
         "reference_frame", "frames_test", "frames_training", "steps",
     }  # fmt: skip
-    assert set(door.OTHERS) == {"benchmark", "scaling", "landsat", "report", "all"}
+    others = {"benchmark", "scaling", "real", "ground", "landsat", "report", "all"}
+    assert set(door.OTHERS) == others
 
 
 def test_every_name_has_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
