@@ -136,6 +136,8 @@ def run(main: Callable[[], None]) -> None:
     try:
         _check_platforms()
         main()
+    except BrokenPipeError:  # whoever read has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, TypeError, OSError) as error:
         _fail(error, _one_line(error))
     except (MemoryError, RuntimeError) as error:

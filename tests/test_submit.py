@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 import zipfile
@@ -124,3 +125,12 @@ def test_the_console() -> None:
     wrong = run("predcit")
     assert wrong.returncode == 2
     assert wrong.stderr == "error: deepsum: no command 'predcit'; did you mean 'predict'?\n"
+
+
+def test_a_reader_that_has_read_enough() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-u", "-m", "deepsum_jax", "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
