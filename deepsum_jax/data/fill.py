@@ -28,6 +28,17 @@ def _float32(lr: np.ndarray) -> np.ndarray:
         return lr.astype(np.float32)
 
 
+def nearest_reliable(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A frame [h, w, …] whose hidden pixels take the value of the nearest reliable one; as it is
+    where there is none."""
+    if mask.all() or not mask.any():
+        return frame
+    nearest = scipy.ndimage.distance_transform_edt(
+        ~mask, return_distances=False, return_indices=True
+    )
+    return np.asarray(frame[tuple(nearest)])
+
+
 def fill_hidden(lr: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Frames as finite float32 in which what a mask hides has no say.
 
@@ -39,11 +50,8 @@ def fill_hidden(lr: np.ndarray, masks: np.ndarray) -> np.ndarray:
       masks: [T, h, w] bool.
     """
     x = _float32(lr)
-    for n in np.flatnonzero(masks.any(axis=(1, 2)) & ~masks.all(axis=(1, 2))):
-        nearest = scipy.ndimage.distance_transform_edt(
-            ~masks[n], return_distances=False, return_indices=True
-        )
-        x[n] = x[n][tuple(nearest)]
+    for n in np.flatnonzero(~masks.all(axis=(1, 2))):
+        x[n] = nearest_reliable(x[n], masks[n])
     clear = masks.sum(axis=(1, 2))
     x[clear == 0] = x[clear.argmax()] if clear.any() else 0
     return x

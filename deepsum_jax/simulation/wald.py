@@ -21,6 +21,7 @@ import numpy as np
 import scipy.ndimage
 
 from deepsum_jax.config import Section
+from deepsum_jax.data.fill import nearest_reliable
 from deepsum_jax.data.kelvins import SceneFolder, write_norm, write_scene
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.files import written_aside
@@ -69,11 +70,7 @@ class WaldConfig(Section):
 def _counts(values: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Values as counts, float32: 8 bits become 14; what is hidden takes the nearest value."""
     counts = values.astype(np.float32) * (64 if values.dtype == np.uint8 else 1)
-    for n in np.flatnonzero(~masks.all(axis=(1, 2)) & masks.any(axis=(1, 2))):
-        nearest = scipy.ndimage.distance_transform_edt(
-            ~masks[n], return_distances=False, return_indices=True
-        )
-        counts[n] = counts[n][tuple(nearest)]
+    counts = np.stack([nearest_reliable(date, mask) for date, mask in zip(counts, masks)])
     return np.where(masks.any(axis=(1, 2), keepdims=True), counts, 0)
 
 

@@ -23,6 +23,7 @@ from typing import Literal, overload
 import numpy as np
 
 from deepsum_jax.data import resample
+from deepsum_jax.data.fill import nearest_reliable
 from deepsum_jax.data.scene import check_stack
 from deepsum_jax.data.sensor import PSF_SIGMA, Sensor, check_parameters
 from deepsum_jax.systems.robust import agreement, registration
@@ -31,7 +32,6 @@ from deepsum_jax.systems.robust.reference_image import (
     Frames,
     Reference,
     back_project_all,
-    filled,
     mended,
     reference_image,
     seen_by,
@@ -306,12 +306,12 @@ def robust_ibp(
     level = np.median(lr[0][masks[0]], axis=0).astype(np.float64)
     # About the reference's level, float32 holds the contrast of any brightness.
     frames = [
-        filled((np.where(m[..., None], f, level) - level).astype(np.float32), m)
+        nearest_reliable((np.where(m[..., None], f, level) - level).astype(np.float32), m)
         for f, m in zip(lr[kept], masks[kept])
     ]
     leak = agreement.point_leak(psf_sigma)
     cool = [m & ~agreement.hot_pixels(f, m, leak) for f, m in zip(frames, masks[kept])]
-    frames = [filled(f, m) for f, m in zip(frames, cool)]
+    frames = [nearest_reliable(f, m) for f, m in zip(frames, cool)]
     stack = Frames(np.stack(frames), np.stack(cool), scale, psf_sigma)
     given = None if shifts is None else np.asarray(shifts, np.float64)[kept]
     result = _solve(stack, given, iterations, rounds)

@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.ndimage
 
 from deepsum_jax.data import resample
+from deepsum_jax.data.fill import nearest_reliable
 from deepsum_jax.data.sensor import Sensor, make_sensor
 from deepsum_jax.systems.robust import agreement
 
@@ -66,18 +66,8 @@ def seen_by(weights: Sequence[np.ndarray], sensors: Sequence[Sensor]) -> np.ndar
     return np.asarray(sum(s.back_project(w) for s, w in zip(sensors, weights)))
 
 
-def filled(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A frame [h, w, C] whose hidden pixels take the value of the nearest reliable one."""
-    if mask.all() or not mask.any():
-        return frame
-    nearest = scipy.ndimage.distance_transform_edt(
-        ~mask, return_distances=False, return_indices=True
-    )
-    return np.asarray(frame[tuple(nearest)])
-
-
 def enlarged(frame: np.ndarray, mask: np.ndarray, scale: int) -> np.ndarray:
-    return resample.upsample(filled(frame, mask)[None], scale)[0]
+    return resample.upsample(nearest_reliable(frame, mask)[None], scale)[0]
 
 
 # --- what the reference says
