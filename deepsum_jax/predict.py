@@ -235,7 +235,7 @@ def predict(
     for line in chosen.warnings():
         warnings.warn(line, UserWarning, stacklevel=2)
     kept = chosen.kept
-    if params.params:
+    if params.params and not system_of(config).any_units:
         _warn_if_unlike_training(frames, clear, config)
     if channels == frames.shape[-1]:
         result = super_resolve(params, Stack(frames[kept], clear[kept]), compute)

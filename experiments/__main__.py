@@ -16,6 +16,7 @@ OTHERS = {
     "benchmark": ("benchmark", "speed and memory against the machine's own matrix product"),
     "scaling": ("scaling", "how the network's cost grows with frames, pixels and features"),
     "real": ("real", "all systems on real dates, on changing ground, and with spoilt frames"),
+    "default": ("default", "the parameters that the package ships, trained anew"),
     "ground": ("ground", "the simulator's changing ground held against real dates"),
     "landsat": ("landsat", "a trained network on real Landsat 8 dates"),
 }

@@ -156,6 +156,7 @@ class DataConfig(Section):
     normalization: Literal["measured", "published", "model"] = "measured"
     augment: bool = False  # flips and 90° rotations
     clouded_shifts: bool = False  # RegNet learns from shifted images under real clouds
+    fewer_frames: float = 0.0  # chance of an aligned record to lose some of its frames, 0..1
     ground: Literal["steady", "changing"] = "steady"  # of scenes that are simulated
     workers: int = 0  # grain worker processes; scenes lie in memory, 0 is fastest
     cache: bool = True  # keep prepared scenes in the working directory
@@ -168,6 +169,7 @@ class DataConfig(Section):
         self._require(0 <= self.min_lr_clearance < 1, "min_lr_clearance", "from 0 to below 1")
         self._require(0 <= self.min_hr_clearance < 1, "min_hr_clearance", "from 0 to below 1")
         self._require(self.workers >= 0, "workers", "≥ 0")
+        self._require(0 <= self.fewer_frames <= 1, "fewer_frames", "0 to 1")
 
 
 @dataclasses.dataclass(frozen=True)

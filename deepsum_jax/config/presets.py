@@ -41,6 +41,30 @@ DEMO = TrainConfig(
     ),
 )
 
+# A system that takes any stack, trained on all sorts of ground (`experiments default`).
+UNROLLED = TrainConfig(
+    model=ModelConfig(system="unrolled", num_frames=11, residual_init="zeros", hidden="filled"),
+    data=DataConfig(
+        patch_size=96,
+        patches_per_scene=4,
+        validation_fraction=0.04,
+        reference="given",
+        max_value=0,
+        min_lr_clearance=0.5,
+        min_hr_clearance=0.5,
+        augment=True,
+        fewer_frames=0.35,
+    ),
+    deepsum=dataclasses.replace(
+        _DEMO_STAGE,
+        steps=5000,
+        learning_rate=1.5e-3,
+        warmup_steps=50,
+        validate_every=1000,
+        checkpoint_every=250,
+    ),
+)
+
 _TINY_STAGE = StageConfig(
     steps=4, batch_size=4, learning_rate=1e-3, validate_every=2, checkpoint_every=2, log_every=1
 )
@@ -61,12 +85,13 @@ TINY = TrainConfig(
 )
 
 PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType(
-    {"reference": REFERENCE, "demo": DEMO, "tiny": TINY}
+    {"reference": REFERENCE, "demo": DEMO, "unrolled": UNROLLED, "tiny": TINY}
 )
 
 
 def preset(name: str) -> TrainConfig:
-    """The named preset: `reference` (the paper's), `demo` (minutes on a CPU) or `tiny` (tests).
+    """The named preset: `reference` (the paper's), `demo` (minutes on a CPU), `unrolled` (the
+    system that ships trained) or `tiny` (tests).
 
     Raises:
       ValueError: no such preset.

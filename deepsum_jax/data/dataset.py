@@ -18,13 +18,15 @@ from tqdm import tqdm
 from deepsum_jax import files
 from deepsum_jax.config import NORMALIZATIONS, DataConfig, ModelConfig, Normalization, nearest
 from deepsum_jax.data import kelvins
+from deepsum_jax.data.aligned import Align, Aligned
 from deepsum_jax.data.prepare import PreparedScene, SceneSkipped, prepare_scene
 from deepsum_jax.data.resample import upsample
 
-_CACHE_FORMAT = 4
+_CACHE_FORMAT = 5
 # Settings of `DataConfig` that do not change how a scene is prepared.
 _NOT_OF_SCENES = (
-    "workers", "cache", "augment", "clouded_shifts", "normalization", "band", "ground"
+    "workers", "cache", "augment", "clouded_shifts", "normalization", "band", "ground",
+    "fewer_frames",
 )  # fmt: skip
 
 
@@ -92,8 +94,9 @@ def fingerprint(folders: Iterable[kelvins.SceneFolder]) -> str:
 
 
 def _cached(
-    folder: kelvins.SceneFolder, model: ModelConfig, data: DataConfig, cache: Path | None
-) -> tuple[str, PreparedScene | str]:
+    folder: kelvins.SceneFolder, model: ModelConfig, data: DataConfig, cache: Path | None,
+    align: Align | None,
+) -> tuple[str, PreparedScene | str]:  # fmt: skip
     """A scene's fingerprint, and the scene prepared or the reason why it is skipped."""
     print_ = fingerprint_scene(folder.path)
     settings = {
@@ -102,6 +105,8 @@ def _cached(
         "model": [model.num_frames, model.scale, model.channels, model.hidden],
         "data": {k: v for k, v in data.to_dict().items() if k not in _NOT_OF_SCENES},
     }
+    if align is not None:
+        settings["aligned"] = [model.system, model.psf_sigma]
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
     path = cache / f"{key}.npz" if cache else None
     if path is not None and path.exists():
@@ -111,7 +116,7 @@ def _cached(
             path.unlink(missing_ok=True)
     result: PreparedScene | str
     try:
-        result = prepare_scene(kelvins.read_scene(folder), model, data)
+        result = prepare_scene(kelvins.read_scene(folder), model, data, align)
     except SceneSkipped as skipped:
         result = str(skipped)
     if path is not None:
@@ -138,13 +143,19 @@ def _to_arrays(result: PreparedScene | str) -> dict[str, Any]:
     if isinstance(result, str):
         return {"skipped": result}
     arrays = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    aligned = arrays.pop("aligned")
+    if aligned is not None:
+        arrays |= {f"aligned_{name}": value for name, value in aligned._asdict().items()}
     return arrays
 
 
 def _from_arrays(stored: Any) -> PreparedScene | str:
     if "skipped" in stored:
         return str(stored["skipped"])
-    values = {f.name: stored[f.name] for f in dataclasses.fields(PreparedScene)}
+    names = [f.name for f in dataclasses.fields(PreparedScene) if f.name != "aligned"]
+    values = {name: stored[name] for name in names}
+    if "aligned_frames" in stored:
+        values["aligned"] = Aligned(**{name: stored[f"aligned_{name}"] for name in Aligned._fields})
     return PreparedScene(**{**values, "name": str(values["name"]), "band": str(values["band"])})
 
 
@@ -203,6 +214,7 @@ def prepare_dataset(
     data: DataConfig,
     cache: Path | None = None,
     progress: bool = False,
+    align: Align | None = None,
 ) -> Dataset:
     """Reads, prepares and splits the training scenes under a Kelvins-layout folder.
 
@@ -211,6 +223,7 @@ def prepare_dataset(
       cache: folder for prepared scenes, or None; each is keyed by its bytes and the settings,
         written aside and renamed.
       progress: show a bar.
+      align: of a system that looks through the sensor; see `prepare_scene`.
 
     Raises:
       ValueError, FileNotFoundError: a structural fault of the data, or no scene left.
@@ -224,7 +237,7 @@ def prepare_dataset(
     if band != "all":
         folders = tuple(f for f in folders if f.band == band)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        work = pool.map(lambda f: _cached(f, model, data, cache), folders)
+        work = pool.map(lambda f: _cached(f, model, data, cache, align), folders)
         bar = tqdm(work, "preparing scenes", len(folders), disable=not progress, unit="scene")
         results = list(bar)
     prepared = {(f.band, f.name): r for f, (_, r) in zip(folders, results)}

@@ -15,8 +15,8 @@ from deepsum_jax.config import ModelConfig
 from deepsum_jax.data import resample
 
 # What a record of training batches is: a single frame with HR, a reference frame with synthetic
-# shifts, or a whole stack with HR; see `patches`.
-View = Literal["frames", "shifts", "stacks"]
+# shifts, a whole stack with HR, or one on its own grids, aligned; see `patches`.
+View = Literal["frames", "shifts", "stacks", "aligned"]
 
 
 class Window(NamedTuple):

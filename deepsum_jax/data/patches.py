@@ -1,7 +1,7 @@
 """grain: endless, shuffled, sharded, exactly resumable batches of patches.
 
-Three views of the same patches serve the three stages: single frames with HR, reference frames
-with synthetic shifts, and whole stacks with HR.
+Four views of the same patches serve the stages: single frames with HR, reference frames with
+synthetic shifts, whole stacks with HR, and aligned ones on the frames' own grids.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class Patches:
       itself hides;
     * view "shifts": `images` [1, P, P, C], the reference frame, to be shifted; with
       `data.clouded_shifts` [N, P, P, C], the reference frame under the clouds of each frame of
-      the stack: what a mask calls unreliable shows the other frame, as real stacks do.
+      the stack: what a mask calls unreliable shows the other frame, as real stacks do;
+    * view "aligned": `frames` and `masks` [N, p, p, 1] on the LR grid, `frame_shifts` [N, 2] and
+      `noise` [] as of `Aligned`, in whose units `hr` is; frames that a scene lacks hide all.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class Patches:
         members = scene.members[self.table[patch, 1]]
         row, column = (int(c) for c in scene.corners[self.table[patch, 1]])
         window = Window(row, column, self.data.patch_size // self.model.scale)
+        if self.view == "aligned":
+            return self._aligned(scene, window)
         if self.view == "shifts":
             return {"images": self._versions(scene, members, window)}
         if self.view == "frames":
@@ -68,6 +72,19 @@ class Patches:
         hr = np.asarray(units.to_target(hr, self.model.normalization), np.float32)
         record = {"images": given.images, "masks": given.masks, "hr": hr, "hr_mask": hr_mask}
         return record if given.shifts is None else {**record, "frame_shifts": given.shifts}
+
+    def _aligned(self, scene: PreparedScene, window: Window) -> Batch:
+        assert scene.aligned is not None
+        stack = scene.aligned.of(self.model.num_frames)
+        hr, hr_mask = self._hr(scene, window)
+        return {
+            "frames": window.cut(stack.frames)[..., None],
+            "masks": window.cut(stack.masks)[..., None],
+            "frame_shifts": stack.shifts,
+            "noise": stack.noise,
+            "hr": stack.own_units(hr),
+            "hr_mask": hr_mask,
+        }
 
     def _frame(self, scene: PreparedScene, member: np.ndarray, window: Window) -> Batch:
         clear = upsampled_masks(scene.masks[member], self.model.scale, window)
@@ -94,7 +111,7 @@ def flip_and_rotate(record: Batch, code: int) -> Batch:
     """One of the eight flips and 90° rotations, the same for all images of a record.
 
     Args:
-      record: arrays [..., P, P, channels], and `frame_shifts` [N, 2].
+      record: arrays [..., P, P, channels], `frame_shifts` [N, 2], and scalars, which stay.
       code: 0–7; bit 2 flips left to right, bits 0–1 count quarter turns.
     """
 
@@ -107,7 +124,24 @@ def flip_and_rotate(record: Batch, code: int) -> Batch:
             shifts = shifts[:, ::-1] * np.array([-1, 1], shifts.dtype)
         return np.ascontiguousarray(shifts * np.array([1, -1 if code & 4 else 1], shifts.dtype))
 
-    return {key: turn(x) if key == "frame_shifts" else move(x) for key, x in record.items()}
+    turned = {key: move(x) for key, x in record.items() if np.ndim(x) > 2}
+    if "frame_shifts" in record:
+        turned["frame_shifts"] = turn(record["frame_shifts"])
+    return record | turned
+
+
+def without_some(record: Batch, chance: float, rng: np.random.Generator) -> Batch:
+    """An aligned record that has lost a random number of its frames, now and then; they hide all.
+
+    A network that always sees as many frames need not know what one alone is worth.
+    """
+    count = len(record["masks"])
+    if rng.random() >= chance or count < 2:
+        return record
+    lost = 1 + rng.permutation(count - 1)[rng.integers(0, count - 1) :]
+    masks = record["masks"].copy()
+    masks[lost] = False
+    return {**record, "masks": masks}
 
 
 class _Finish:
@@ -125,6 +159,8 @@ class _Finish:
         record = self.patches[index]
         if self.patches.data.augment:
             record = flip_and_rotate(record, int(rng.integers(8)))
+        if self.patches.view == "aligned":
+            record = without_some(record, self.patches.data.fewer_frames, rng)
         if self.patches.view == "shifts":
             record["shifts"] = synthetic_shifts(rng, self.patches.model)
         return record

@@ -13,6 +13,7 @@ import numpy as np
 
 from deepsum_jax.config import DataConfig, ModelConfig
 from deepsum_jax.data import resample
+from deepsum_jax.data.aligned import Align, Aligned
 from deepsum_jax.data.fill import fill, fill_hidden
 from deepsum_jax.data.frames import reference_first, reference_frame
 from deepsum_jax.data.registration import register_upsampled
@@ -36,6 +37,8 @@ class PreparedScene:
       hr_mask: [H, W] bool.
       corners: [P, 2] int32, LR row and column of each patch.
       members: [P, N] int32, the frames of each patch's stack, 0 first.
+      aligned: the stack as systems take it that look through the sensor; their patches have all
+        frames, whatever `members` says.
     """
 
     name: str
@@ -47,6 +50,7 @@ class PreparedScene:
     hr_mask: np.ndarray
     corners: np.ndarray
     members: np.ndarray
+    aligned: Aligned | None = None
 
     @property
     def scale(self) -> int:
@@ -130,17 +134,11 @@ def choose_patches(
     return corners, np.pad(members, ((0, 0), (1, 0))).astype(np.int32)
 
 
-def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> PreparedScene:
-    """Applies the training rules of the published preparation to a scene.
-
-    Frames with a reliable value above `max_value` go, the rest is ordered by clearance behind the
-    reference (the clearest, but for other rules), registered on it by integer cross-correlation
-    of the upsampled frames, and frames shifted further than `max_shift` go.
-
-    Raises:
-      ValueError: a scene of another scale or channel count than the model's, or without HR.
-      SceneSkipped: too few frames are left, or no patch is clear enough.
-    """
+def _frames_in_order(
+    scene: Scene, model: ModelConfig, data: DataConfig, least: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The frames that can serve [T, h, w, C], float32 and filled, and their masks: the reference
+    first, then by clearance; `least` of them at least."""
     lr = with_channels(scene.lr, 3)
     if scene.hr is None or scene.hr_mask is None:
         raise ValueError(f"scene {scene.name!r}: found no HR.png, expected one for training")
@@ -161,26 +159,57 @@ def prepare_scene(scene: Scene, model: ModelConfig, data: DataConfig) -> Prepare
             )
         reference = int(keep[:reference].sum())
     lr, masks = fill(lr[keep], scene.masks[keep], model.hidden), scene.masks[keep]
-    if len(lr) < model.num_frames:
+    if len(lr) < least:
         raise SceneSkipped(
-            f"{len(lr)} usable frames, {model.num_frames} needed (model.num_frames); the scene has "
+            f"{len(lr)} usable frames, {least} needed (model.num_frames); the scene has "
             f"{scene.num_frames}{f', {lacks}' if lacks else ''}"
         )
     order = reference_first(masks, reference)
-    lr, masks = lr[order], masks[order]
-    shifts = register_upsampled(lr, masks, model.scale, method=data.registration)
-    keep = np.abs(shifts).max(axis=1) <= data.max_shift
-    lr, masks, shifts = lr[keep], masks[keep], shifts[keep]
-    if len(lr) < model.num_frames:
-        raise SceneSkipped(
-            f"{len(lr)} frames within ±{data.max_shift} pixels, {model.num_frames} needed "
-            f"(data.max_shift = {data.max_shift} HR pixels, model.num_frames)"
-        )
+    return lr[order], masks[order]
+
+
+def prepare_scene(
+    scene: Scene, model: ModelConfig, data: DataConfig, align: Align | None = None
+) -> PreparedScene:
+    """Applies the training rules of the published preparation to a scene.
+
+    Frames with a reliable value above `max_value` go, the rest is ordered by clearance behind the
+    reference (the clearest, but for other rules), registered on it by integer cross-correlation
+    of the upsampled frames, and frames shifted further than `max_shift` go.
+
+    Args:
+      align: of a system that looks through the sensor. It registers the frames, none goes for its
+        shift, and one is enough.
+
+    Raises:
+      ValueError: a scene of another scale or channel count than the model's, or without HR.
+      SceneSkipped: too few frames are left, or no patch is clear enough.
+    """
+    lr, masks = _frames_in_order(scene, model, data, 1 if align else model.num_frames)
+    aligned = None
+    if align is not None:
+        aligned = align(lr, masks)
+        shifts = np.rint(aligned.shifts).astype(np.int32)
+    else:
+        shifts = register_upsampled(lr, masks, model.scale, method=data.registration)
+        keep = np.abs(shifts).max(axis=1) <= data.max_shift
+        lr, masks, shifts = lr[keep], masks[keep], shifts[keep]
+        if len(lr) < model.num_frames:
+            raise SceneSkipped(
+                f"{len(lr)} frames within ±{data.max_shift} pixels, {model.num_frames} needed "
+                f"(data.max_shift = {data.max_shift} HR pixels, model.num_frames)"
+            )
     seed = zlib.crc32(f"{data.split_seed}/{scene.band}/{scene.name}".encode())
+    assert scene.hr is not None and scene.hr_mask is not None
     corners, members = choose_patches(
-        masks, scene.hr_mask, model.num_frames, model.scale, data, seed
+        masks[:1] if align else masks,
+        scene.hr_mask,
+        1 if align else model.num_frames,
+        model.scale,
+        data,
+        seed,
     )
     hr = fill_hidden(with_channels(scene.hr, 2)[None], scene.hr_mask[None])[0]
     return PreparedScene(
-        scene.name, scene.band, lr, masks, shifts, hr, scene.hr_mask, corners, members
+        scene.name, scene.band, lr, masks, shifts, hr, scene.hr_mask, corners, members, aligned
     )

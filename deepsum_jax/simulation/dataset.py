@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,44 @@ def write_truth(folder: Path, truth: Mapping[str, Any]) -> None:
         np.savez_compressed(folder / f"{name}.npz", **content)
 
 
+def write_scenes(
+    output: str | os.PathLike[str],
+    scenes: Iterable[tuple[str, Scene, Mapping[str, Any]]],
+    count: int | None = None,
+    progress: bool = False,
+) -> tuple[SceneFolder, ...]:
+    """Writes scenes with HR in the Kelvins layout, beside each what is known of it, and norm.csv.
+
+    The folder appears when it is whole.
+
+    Args:
+      output: a folder that does not exist, or is empty.
+      scenes: part ("train" or "test"), scene, and its truth; see `write_truth`.
+      count: how many there are, for the progress bar on stderr.
+
+    Returns:
+      Where each scene lies.
+
+    Raises:
+      FileExistsError: `output` is a file, or a folder that is not empty.
+    """
+    output = Path(os.path.abspath(output))
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output}: found it there already, expected a new or empty folder")
+    norm, folders = {}, []
+    with written_aside(output) as aside:
+        for part, scene, truth in tqdm(
+            scenes, "simulating", count, unit="scene", disable=not progress
+        ):
+            place = Path(part) / scene.band / scene.name
+            write_scene(aside / place, scene)
+            write_truth(aside / place, truth)
+            norm[scene.name] = kelvins_norm(scene)
+            folders.append(SceneFolder(output / place, scene.name, scene.band, part))
+        write_norm(aside / "norm.csv", norm)
+    return tuple(folders)
+
+
 def _sized(changing: ChangingGround, config: SimulationConfig) -> ChangingGround:
     return dataclasses.replace(
         changing,
@@ -107,9 +145,6 @@ def write_dataset(
       FileExistsError: `output` is a file, or a folder that is not empty.
       ValueError: no scene asked for.
     """
-    output = Path(os.path.abspath(output))
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output}: found it there already, expected a new or empty folder")
     if config.scenes + config.test_scenes == 0:
         raise ValueError("found 0 scenes and 0 test scenes, expected at least one scene")
     numbers = {
@@ -124,16 +159,5 @@ def write_dataset(
             return simulate_scene(config.seed, number, config, band)
         return simulate_changing_scene(config.seed, number, _sized(changing, config), band)
 
-    norm, folders = {}, []
-    with written_aside(output) as aside:
-        for number, (part, band) in tqdm(
-            numbers.items(), desc="simulating", unit="scene", disable=not progress
-        ):
-            scene, truth = simulate(number, band)
-            place = Path(part) / band / scene.name
-            write_scene(aside / place, scene)
-            write_truth(aside / place, truth)
-            norm[scene.name] = kelvins_norm(scene)
-            folders.append(SceneFolder(output / place, scene.name, band, part))
-        write_norm(aside / "norm.csv", norm)
-    return tuple(folders)
+    scenes = ((part, *simulate(number, band)) for number, (part, band) in numbers.items())
+    return write_scenes(output, scenes, len(numbers), progress)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,9 @@ import scipy.ndimage
 
 from deepsum_jax.config import Section
 from deepsum_jax.data.fill import nearest_reliable
-from deepsum_jax.data.kelvins import SceneFolder, write_norm, write_scene
+from deepsum_jax.data.kelvins import SceneFolder
 from deepsum_jax.data.scene import Scene
-from deepsum_jax.files import written_aside
-from deepsum_jax.simulation.dataset import kelvins_norm, scene_number, write_truth
+from deepsum_jax.simulation.dataset import scene_number, write_scenes
 from deepsum_jax.simulation.dates import Dates, measured
 from deepsum_jax.simulation.steady import CONVENTION
 
@@ -319,22 +317,13 @@ def write_wald_dataset(
       FileExistsError: `output` is a file, or a folder that is not empty.
       ValueError: as of `cut_scenes`, another band, or ranges that overlap or leave the dates.
     """
-    output = Path(os.path.abspath(output))
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output}: found it there already, expected a new or empty folder")
     if band not in ("NIR", "RED"):
         raise ValueError(f"band: found {band!r}, expected NIR or RED")
     parts = _parts(Dates(*_checked(dates, masks)), train, columns)
-    norm, folders = {}, []
-    with written_aside(output) as aside:
-        for part, (values, known) in parts.items():
-            scenes = cut_scenes(values, known, config, hr_date=hr_date, seed=seed, band=band)
-            for position, (scene, truth) in enumerate(scenes):
-                name = f"imgset{scene_number(part, band, position):04d}"
-                place = Path(part) / band / name
-                write_scene(aside / place, scene)
-                write_truth(aside / place, truth)
-                norm[name] = kelvins_norm(scene)
-                folders.append(SceneFolder(output / place, name, band, part))
-        write_norm(aside / "norm.csv", norm)
-    return tuple(folders)
+    scenes = []
+    for part, (values, known) in parts.items():
+        cut = cut_scenes(values, known, config, hr_date=hr_date, seed=seed, band=band)
+        for position, (scene, truth) in enumerate(cut):
+            name = f"imgset{scene_number(part, band, position):04d}"
+            scenes.append((part, dataclasses.replace(scene, name=name), truth))
+    return write_scenes(output, scenes)

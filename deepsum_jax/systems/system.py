@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from deepsum_jax.config import Compute, ModelConfig, Section, TrainConfig
+from deepsum_jax.data.aligned import Aligned
 from deepsum_jax.data.inputs import View
 from deepsum_jax.data.prepare import PreparedScene
 
@@ -89,6 +90,9 @@ class System:
       reach: (config, frames' smaller side) → how far it registers frames, LR pixels.
       choose_reference: (lr [T, h, w, C], masks [T, h, w], config) → the reference frame of a stack
         for which no other rule is set, where the system knows better than clearance.
+      align: (lr [N, h, w, C], masks [N, h, w], config) → the stack as the system takes it, for one
+        that looks through the sensor; training prepares scenes by it.
+      any_units: whether the result is the same in any unit, whatever training's were.
       work: nominal operations on a scene of so many frames, of [H, W] upsampled pixels.
     """
 
@@ -103,6 +107,8 @@ class System:
     zeroed: tuple[tuple[str, str], ...] = ()
     reach: Callable[[ModelConfig, int], float] = lambda model, side: side // 4
     choose_reference: Callable[[np.ndarray, np.ndarray, ModelConfig], int] | None = None
+    align: Callable[[np.ndarray, np.ndarray, ModelConfig], Aligned] | None = None
+    any_units: bool = False
     work: Callable[[ModelConfig, int, int, int], float] = lambda model, height, width, frames: 0.0
 
 

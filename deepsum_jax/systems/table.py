@@ -12,7 +12,7 @@ import numpy as np
 import scipy.special
 
 from deepsum_jax.config import Compute, ModelConfig, Section, Settings, nearest
-from deepsum_jax.systems import bicubic_mean, deepsum, duf, ibp, robust_ibp, sisr
+from deepsum_jax.systems import bicubic_mean, deepsum, duf, ibp, robust_ibp, sisr, unrolled
 from deepsum_jax.systems.system import Params, Stage, System
 
 SYSTEMS: Mapping[str, System] = types.MappingProxyType(
@@ -26,6 +26,7 @@ SYSTEMS: Mapping[str, System] = types.MappingProxyType(
             ibp.IBP,
             bicubic_mean.BICUBIC_MEAN,
             robust_ibp.ROBUST_IBP,
+            unrolled.UNROLLED,
         )
     }
 )

@@ -11,9 +11,10 @@ from pathlib import Path
 from deepsum_jax import files
 from deepsum_jax.bundle import Bundle, load_params
 from deepsum_jax.config import ChangingGround, TrainConfig
+from deepsum_jax.data.aligned import Align
 from deepsum_jax.data.dataset import Dataset, prepare_dataset
 from deepsum_jax.simulation.dataset import write_dataset
-from deepsum_jax.systems.table import stages_of
+from deepsum_jax.systems.table import stages_of, system_of
 from deepsum_jax.training import parallel, workdir
 from deepsum_jax.training.logbook import Logbook
 from deepsum_jax.training.loop import run_stage
@@ -72,7 +73,8 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         root = data if data is not None else simulated_scenes(config, folder)
         cache = folder / "cache" if config.data.cache else None
-        dataset = prepare_dataset(root, config.model, config.data, cache, progress)
+        align = _aligning(config)
+        dataset = prepare_dataset(root, config.model, config.data, cache, progress, align)
     except BaseException:  # Ctrl-C too: without config.json nothing could resume from this
         if new:
             shutil.rmtree(folder, ignore_errors=True)
@@ -92,6 +94,12 @@ def train(
     if report and first and not bundle.missing_parts():
         _report(bundle, config, root, folder, progress)
     return bundle
+
+
+def _aligning(config: TrainConfig) -> Align | None:
+    """How the system takes stacks, if it has its own way."""
+    align = system_of(config.model).align
+    return None if align is None else lambda lr, masks: align(lr, masks, config.model)
 
 
 def _tell(data: Dataset, config: TrainConfig) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepsum_jax.config import Compute, ModelConfig, nearest
 from deepsum_jax.systems.system import Params, Stage
@@ -72,4 +73,9 @@ def hand_over(fresh: Params, given: Params, origin: str) -> Params:
         ]
     if wrong:
         raise ValueError(f"parameters from {origin} do not fit: {'; '.join(wrong)}")
-    return {**fresh, **given}
+    # They may be kept in half precision; training goes on in its own.
+    cast = {
+        name: jax.tree.map(lambda new, old: np.asarray(old, new.dtype), fresh[name], tree)
+        for name, tree in given.items()
+    }
+    return {**fresh, **cast}

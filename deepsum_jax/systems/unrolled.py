@@ -1,0 +1,217 @@
+"""Unrolled back-projection as a system: learned steps through the sensor, one band at a time.
+
+It takes any number of frames and any unit, and tells how sure it is of each pixel; see
+`unrolling.network`. The loss knows no alignment search and no brightness correction where the
+truth lies on the reference's grid and date: position and brightness are then part of the truth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from deepsum_jax import losses
+from deepsum_jax.config import Compute, ModelConfig, Section, TrainConfig
+from deepsum_jax.data.aligned import Aligned
+from deepsum_jax.data.prepare import PreparedScene
+from deepsum_jax.model.layers import apply
+from deepsum_jax.systems.robust_ibp import preferred_reference
+from deepsum_jax.systems.system import Batch, Params, Stack, Stage, SuperResolved, System
+from deepsum_jax.systems.unrolling import alignment
+from deepsum_jax.systems.unrolling.network import OWN_STEPS, Output, Unrolled
+
+Array = jax.Array
+
+PARTS = ("own", "agreement", "fusion", "error")
+_OWN, _SURE = 0.5, 0.05  # parts of the loss that the own image and the standard error have
+_LEAST = 1e-6  # of the contrast squared; an error below it counts no more
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Section):
+    """The network's size, and what its truth is."""
+
+    features: int = 48  # of the convolutions
+    own_blocks: int = 3  # residual blocks that see the reference alone, ≥ 0
+    blocks: int = 4  # that see what the others add, ≥ 0
+    agreement_features: int = 16  # of the network that weighs frames
+    iterations: int = 5  # weighted back-projections, ≥ 0
+    # "grid": HR lies on the reference's grid and date. "registered": it may be shifted and
+    # brighter, as HR of another sensor is.
+    truth: Literal["grid", "registered"] = "grid"
+
+    def check(self) -> None:
+        for name in ("features", "agreement_features"):
+            self._require(getattr(self, name) >= 2, name, "≥ 2")
+        for name in ("own_blocks", "blocks", "iterations"):
+            self._require(getattr(self, name) >= 0, name, "≥ 0")
+
+
+def options_of(config: ModelConfig) -> Options:
+    return Options.from_dict(config.options)
+
+
+def network(config: ModelConfig, compute: Compute = Compute()) -> Unrolled:
+    """The network of a configuration."""
+    chosen = options_of(config)
+    return Unrolled(
+        config.scale, config.psf_sigma, chosen.features, chosen.own_blocks, chosen.blocks,
+        chosen.agreement_features, chosen.iterations, compute,
+    )  # fmt: skip
+
+
+def param_shapes(config: ModelConfig) -> Any:
+    """Shapes of the parameters, in the order in which data flows (JAX sorts by name)."""
+    shape = (2, 8, 8)
+    given = (
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        jax.ShapeDtypeStruct(shape, jnp.bool_),
+        jax.ShapeDtypeStruct((2, 2), jnp.float32),
+        jax.ShapeDtypeStruct((), jnp.float32),
+    )
+    init = functools.partial(network(config).init, jax.random.key(0))
+    shapes = jax.eval_shape(init, *given)["params"]
+    return {name: shapes[name] for name in PARTS}
+
+
+def check(config: ModelConfig) -> None:
+    """Raises ValueError where a configuration asks for what this system has not."""
+    if config.channels != 1:
+        raise ValueError(
+            f"model.channels: found {config.channels}, expected 1: bands are super-resolved one "
+            "by one"
+        )
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def run(params: Params, batch: Batch, config: ModelConfig, compute: Compute) -> Output:
+    """The network on a batch of aligned records; see `data.patches`."""
+    module = network(config, compute)
+    return jax.vmap(functools.partial(apply, module, params))(
+        batch["frames"][..., 0], batch["masks"][..., 0], batch["frame_shifts"], batch["noise"]
+    )
+
+
+def loss(
+    params: Params, batch: Batch, config: TrainConfig, axis_name: str | None = None
+) -> tuple[Array, dict[str, Array]]:
+    """Log mean square errors: of the image, of the reference's own, of what is said of both.
+
+    A decibel counts the same on calm and on lively ground. The image pays once more for what it
+    is worse than the reference's own. Diagnostics: `decibels` and `own_decibels`, contrast over
+    error.
+    """
+    options, border = options_of(config.model), config.border
+    output = run(params, batch, config.model, config.compute)
+    hr, mask = batch["hr"], batch["hr_mask"]
+
+    def error(image: Array) -> Array:
+        if options.truth == "registered":
+            return losses.registered_mse(image[..., None], hr, mask, border)
+        return _mean(jnp.square(image - hr[..., 0]), mask[..., 0], border)
+
+    fused, own = (jnp.log(error(image) + _LEAST) for image in (output.sr, output.own))
+    worse = jax.nn.relu(fused - lax.stop_gradient(own))
+    total = fused + _OWN * own + worse
+    if options.truth == "grid":
+        square = lax.stop_gradient(jnp.square(output.sr - hr[..., 0])) + 1e-9
+        unlikely = output.log_variance + square * jnp.exp(-output.log_variance)
+        total = total + _SURE * _mean(unlikely, mask[..., 0], border)
+    decibel = -10 / np.log(10)
+    return total, {"decibels": decibel * fused, "own_decibels": decibel * own}
+
+
+def _mean(x: Array, mask: Array, border: int) -> Array:
+    """Means over reliable pixels within a border: [B, H, W] → [B]."""
+    inner = slice(border, -border or None)
+    known = mask[:, inner, inner].astype(x.dtype)
+    return (known * x[:, inner, inner]).sum(axis=(1, 2)) / jnp.maximum(known.sum(axis=(1, 2)), 1)
+
+
+def scene_image(
+    params: Params, scene: PreparedScene, config: TrainConfig
+) -> tuple[np.ndarray, None]:
+    """SR [H, W, 1] raw of all of a scene's frames."""
+    assert scene.aligned is not None
+    # One shape for all scenes of a size, and so one compilation.
+    stack = scene.aligned.of(max(config.model.num_frames, len(scene.aligned.frames)))
+    return stack.raw(_image(params, stack, config.model, config.compute)[0])[..., None], None
+
+
+END_TO_END = Stage("deepsum", loss, trains=PARTS, view="aligned", image=scene_image)
+
+
+# --- prediction ----------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(config: ModelConfig, compute: Compute) -> Callable[..., Output]:
+    module = network(config, compute)
+    return jax.jit(functools.partial(apply, module))
+
+
+def _image(params: Params, stack: Aligned, config: ModelConfig, compute: Compute) -> Any:
+    """The network's `Output` for one stack, as numpy's arrays."""
+    # The normalisation is no part of the computation, and must not compile it anew.
+    plain = dataclasses.replace(config, normalization=ModelConfig().normalization)
+    output = _compiled(plain, compute)(params, stack.frames, stack.masks, stack.shifts, stack.noise)
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), output)
+
+
+def align(lr: np.ndarray, masks: np.ndarray, config: ModelConfig) -> Aligned:
+    return alignment.align(lr, masks, config.scale, config.psf_sigma)
+
+
+def super_resolve(
+    params: Params, stack: Stack, config: ModelConfig, compute: Compute
+) -> SuperResolved:
+    aligned = align(stack.lr, stack.masks, config)
+    output = _image(params, aligned, config, compute)
+    parts = output.weights.sum(axis=(1, 2), dtype=np.float64)
+    error = np.exp(output.log_variance / 2) * np.float32(aligned.contrast)
+    return SuperResolved(
+        aligned.raw(output.sr)[..., None],
+        (parts / max(parts.sum(), 1e-12)).astype(np.float32),
+        standard_error=error[..., None],
+        frames_per_pixel=output.spoke,
+    )
+
+
+def work(model: ModelConfig, height: int, width: int, frames: int) -> float:
+    """Multiplications and additions: convolutions on the LR grid, and sensors as dense products."""
+    chosen, r = options_of(model), model.scale
+    h, w = height // r, width // r
+    f, c, out = chosen.features, chosen.agreement_features, r * r
+    own = (2 * out + 3) * f + 2 * chosen.own_blocks * f * f + f * out
+    fused = (f + 4 * out + 3) * f + 2 * chosen.blocks * f * f + f * out
+    sure = (2 * f + 3) * (f // 2) + f // 2 * out
+    agreement = (frames - 1) * (9 * c + c * c)
+    convolutions = 2.0 * h * w * 9 * (own + fused + sure + agreement)
+    seen = 2.0 * (h * height * width + h * w * width)  # one frame through its sensor
+    looks = 2 * OWN_STEPS + 2 + frames * (2 * chosen.iterations + 6)
+    return convolutions + looks * seen
+
+
+UNROLLED = System(
+    name="unrolled",
+    label="unrolled",
+    options=Options,
+    check=check,
+    stages=lambda config: (END_TO_END,),
+    param_shapes=param_shapes,
+    zeroed=tuple((part, "leave") for part in PARTS),
+    super_resolve=super_resolve,
+    choose_reference=preferred_reference,
+    align=align,
+    any_units=True,
+    work=work,
+)

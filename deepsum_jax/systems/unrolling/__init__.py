@@ -1,0 +1,1 @@
+"""Unrolled back-projection: the parts of the system `unrolled`."""

@@ -1,0 +1,337 @@
+"""The network of unrolled back-projection: one frame first, the others by their weights alone.
+
+    reference ──→ its own image y ───────────────────────────────┐
+                       │ seen through each frame's sensor        ↓
+    other frames ──→ differences ──→ weights w ──→ back-projection of all, then what it
+                                                   leaves ──→ y + gate · correction, σ
+
+All convolutions work on the LR grid, where an HR image is r² channels. A frame enters through
+w · (g − A y) and through nothing else, and the correction is gated by how many frames spoke, so
+where none does the image is the reference's own, exactly.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deepsum_jax.config import Compute
+from deepsum_jax.model.layers import Conv
+from deepsum_jax.systems.unrolling.optics import (
+    Optics,
+    enlarge_axis,
+    inside,
+    make_optics,
+    shuffle,
+    smooth_axis,
+    unshuffle,
+)
+
+Array = jax.Array
+
+STEP = 1.8  # 0..2, of a back-projection
+REGISTERED = 3  # Gauss-Newton steps of the shifts on the reference's own image
+FIRST_STEPS = 3  # weighted back-projections before the last such step, on their image
+OWN_STEPS = 8  # of the reference alone, before the network corrects it
+_SEEN = 1e-3  # of a frame; a pixel that only the tails of sensors reach is not seen
+_GATE = 0.15  # frames; so many that spoke open the gate half
+_SMOOTH = 4.0  # LR pixels; brightness is matched locally where it changes as slowly
+_DETAIL = 0.2  # of what the own image added to the bicubic one: what a frame may differ by
+_FAR = 0.5  # HR pixels, the most that a step may move a frame
+_FLOOR = 1e-3  # of the contrast, the least noise
+
+
+class Output(NamedTuple):
+    """What the network makes of a stack, in units of the reference's contrast about its level."""
+
+    sr: Array  # [H, W]
+    own: Array  # [H, W], of the reference alone
+    log_variance: Array  # [H, W], of the error to be expected
+    weights: Array  # [N, h, w], 0..1, of each frame's pixels
+    spoke: Array  # [H, W], how many frames spoke
+
+
+class Trunk(nn.Module):
+    """Residual blocks on the LR grid, and what leaves them.
+
+    [B, h, w, C] → features [B, h, w, F] and an HR image's channels [B, h, w, r²].
+    """
+
+    features: int
+    blocks: int
+    leaving: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        x = Conv(self.features, 3, self.compute, name="enter")(x)
+        for n in range(self.blocks):
+            y = nn.relu(Conv(self.features, 3, self.compute, name=f"first{n}")(nn.relu(x)))
+            x = x + Conv(self.features, 3, self.compute, name=f"second{n}")(y)
+        x = nn.relu(x)
+        return x, Conv(self.leaving, 3, self.compute, name="leave")(x)
+
+
+class Agreement(nn.Module):
+    """How far each pixel of a frame is believed.
+
+    Evidence [N, h, w, C], and where there is any [N, h, w], → logits [N, h, w].
+    """
+
+    features: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, evidence: Array, use: Array) -> Array:
+        x = nn.relu(Conv(self.features, 3, self.compute, name="first")(evidence))
+        # What the whole frame is like tells of each pixel.
+        count = jnp.maximum(use.sum(axis=(1, 2)), 1.0)[:, None]
+        mean = jnp.einsum("nhwf,nhw->nf", x, use) / count
+        whole = Conv(self.features, 1, self.compute, name="whole")(mean[:, None, None])
+        x = nn.relu(Conv(self.features, 3, self.compute, name="second")(x) + whole)
+        return Conv(1, 1, self.compute, name="leave")(x)[..., 0]
+
+
+class Error(nn.Module):
+    """How wrong the image is to be expected: [B, h, w, C] → log deviations [B, h, w, r²]."""
+
+    features: int
+    leaving: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = nn.relu(Conv(self.features, 3, self.compute, name="first")(x))
+        return Conv(self.leaving, 3, self.compute, name="leave")(x)
+
+
+class Unrolled(nn.Module):
+    """One stack of one band.
+
+    Attributes:
+      scale: r.
+      psf_sigma: that the sensor is taken to have, LR pixels.
+    """
+
+    scale: int
+    psf_sigma: float
+    features: int
+    own_blocks: int
+    blocks: int
+    agreement_features: int
+    iterations: int
+    compute: Compute
+
+    def setup(self) -> None:
+        features, leaving, compute = self.features, self.scale**2, self.compute
+        self.alone = Trunk(features, self.own_blocks, leaving, compute, name="own")
+        self.agreement = Agreement(self.agreement_features, compute, name="agreement")
+        self.fusion = Trunk(features, self.blocks, leaving, compute, name="fusion")
+        self.error = Error(features // 2, leaving, compute, name="error")
+
+    def __call__(self, frames: Array, masks: Array, shifts: Array, noise: Array) -> Output:
+        """Args:
+        frames: [N, h, w] in units of the reference's contrast about its level, in its
+          brightness; finite. Frame 0 is the reference.
+        masks: [N, h, w] bool.
+        shifts: [N, 2], HR pixels; see `data.sensor`.
+        noise: scalar, deviation in the same units.
+        """
+        r, shape = self.scale, (frames.shape[1], frames.shape[2])
+        use = (masks & inside(shape, shifts, r)).astype(frames.dtype)
+        noise = jnp.maximum(noise, _FLOOR)
+
+        def looking(shifts: Array) -> Optics:
+            return make_optics(shape, shifts, r, self.psf_sigma)
+
+        own, features, detail = self._own_image(frames[0], use[0], looking(shifts), noise)
+        for _ in range(REGISTERED):
+            optics = looking(shifts)
+            difference, expected = self._differences(frames, use, own, detail, optics, noise)
+            belief = use / jnp.square(1 + jnp.square(difference / (3 * expected)))
+            shifts = shifts + moves(own, difference, belief, optics)
+        optics = looking(shifts)
+        difference, expected = self._differences(frames, use, own, detail, optics, noise)
+        weights = self._weights(difference, expected, use, optics, noise)
+        if self.iterations:  # a sharper image registers better
+            step = self._back_projected(difference, weights, optics, FIRST_STEPS)
+            left = difference - optics.observe(step)
+            shifts = shifts + moves(own + step, left, weights, optics)
+            optics = looking(shifts)
+            difference, _ = self._differences(frames, use, own, detail, optics, noise)
+        return self._fused(own, features, difference, weights, optics, detail, noise)
+
+    def _own_image(
+        self, frame: Array, use: Array, optics: Optics, noise: Array
+    ) -> tuple[Array, Array, Array]:
+        """The reference's own image [H, W], its features, and its detail squared [h, w]."""
+        r = self.scale
+        seen = Optics(optics.rows[:1], optics.columns[:1])
+        up = [jnp.asarray(enlarge_axis(n, r)) for n in frame.shape]
+        plain = up[0] @ frame @ up[1].T
+        share = _share(seen.back_project(use[None]))
+
+        def closer(image: Array, _: None) -> tuple[Array, None]:
+            left = use * (frame - seen.observe(image)[0])
+            return image + share * seen.back_project(left[None]), None
+
+        image, _ = lax.scan(closer, plain, length=OWN_STEPS)
+        level = jnp.full_like(frame, jnp.log(noise) / 3)
+        given = jnp.concatenate(
+            [
+                unshuffle(image, r) - frame[..., None],
+                unshuffle(plain, r) - frame[..., None],
+                jnp.stack([use * (frame - seen.observe(image)[0]) / noise, use, level], axis=-1),
+            ],
+            axis=-1,
+        )
+        features, added = self.alone(given[None])
+        own = image + shuffle(added[0], r)
+        return own, features[0], _box(unshuffle(jnp.square(own - plain), r).mean(axis=-1))
+
+    def _differences(
+        self, frames: Array, use: Array, own: Array, detail: Array, optics: Optics, noise: Array
+    ) -> tuple[Array, Array]:
+        """What each frame shows besides the own image [N, h, w], less what changes smoothly, and
+        how much it may differ by [N, h, w]."""
+        difference = frames - optics.observe(own)
+        spread = jnp.repeat(jnp.repeat(detail, self.scale, 0), self.scale, 1)
+        expected = jnp.sqrt(noise**2 + _DETAIL**2 * jnp.maximum(optics.observe(spread), 0))
+        size = jnp.sum(use * jnp.abs(difference), axis=(1, 2)) / (use.sum(axis=(1, 2)) + 1)
+        width = 6 * expected + size[:, None, None]
+        weight = use / (1 + jnp.square(difference / width))
+        rows, columns = (jnp.asarray(smooth_axis(n, _SMOOTH)) for n in frames.shape[1:])
+
+        def smoothed(x: Array) -> Array:
+            return jnp.einsum("hk,nkl,wl->nhw", rows, x, columns, optimize="optimal")
+
+        smooth = smoothed(weight * difference) / jnp.maximum(smoothed(weight), 1e-3)
+        return difference - smooth.at[0].set(0.0), expected
+
+    def _weights(
+        self, difference: Array, expected: Array, use: Array, optics: Optics, noise: Array
+    ) -> Array:
+        """[N, h, w], the reference's being 1 where it is reliable."""
+        known = optics.observe(jnp.repeat(jnp.repeat(use[0], self.scale, 0), self.scale, 1))
+        square = _box(use * jnp.square(difference)) / jnp.maximum(_box(use), 1 / 18)
+        ratio = square / jnp.square(expected)
+        belief = 1 / (1 + ratio / 4)
+        share = (use * belief).sum(axis=(1, 2)) / (use.sum(axis=(1, 2)) + 1)
+        exists = use.any(axis=(1, 2)).at[0].set(False).astype(share.dtype)
+        stack = (exists * share).sum() / jnp.maximum(exists.sum(), 1)
+        whole = jnp.ones_like(difference)
+        evidence = jnp.stack(
+            [
+                use * jnp.arcsinh(difference / expected),
+                use * jnp.log1p(ratio),
+                use * jnp.arcsinh(difference * 10),
+                jnp.log(expected) / 3,
+                known,
+                use,
+                whole * share[:, None, None],
+                whole * stack,
+                whole * jnp.log(noise) / 3,
+            ],
+            axis=-1,
+        )
+        logits = self.agreement(evidence[1:], use[1:]) + 2 - 2 * jnp.log1p(ratio[1:] / 4)
+        return jnp.concatenate([use[:1], use[1:] * jax.nn.sigmoid(logits)])
+
+    def _back_projected(
+        self, difference: Array, weights: Array, optics: Optics, steps: int
+    ) -> Array:
+        """What weighted back-projection adds to the own image, [H, W]."""
+        share = _share(optics.back_project(weights))
+
+        def closer(step: Array, _: None) -> tuple[Array, None]:
+            left = difference - optics.observe(step)
+            return step + share * optics.back_project(weights * left), None
+
+        start = jnp.zeros(share.shape, difference.dtype)
+        return lax.scan(closer, start, length=steps)[0]
+
+    def _fused(
+        self, own: Array, features: Array, difference: Array, weights: Array, optics: Optics,
+        detail: Array, noise: Array,
+    ) -> Output:  # fmt: skip
+        r = self.scale
+        others = optics.back_project(weights.at[0].set(0.0))
+        whole = optics.back_project(weights)
+        once = Optics(optics.rows[:1], optics.columns[:1]).back_project(jnp.ones_like(weights[:1]))
+        spoke, heard = whole / once, others / once
+        step = self._back_projected(difference, weights, optics, self.iterations)
+        left = difference - optics.observe(step)
+        share = _share(whole)
+        remains = share * optics.back_project(weights * left)
+        energy = optics.back_project((weights * jnp.square(left)).at[0].set(0.0))
+        spread = jnp.sqrt(energy / jnp.maximum(others, _SEEN * r**-2) + 1e-12)
+        log_noise = jnp.full_like(detail, jnp.log(noise) / 3)
+        given = jnp.concatenate(
+            [
+                features,
+                unshuffle(step, r),
+                unshuffle(remains, r),
+                unshuffle(jnp.log1p(heard), r),
+                unshuffle(jnp.arcsinh(spread / noise), r),
+                jnp.stack([weights[0], log_noise, jnp.log(detail + noise**2) / 3], axis=-1),
+            ],
+            axis=-1,
+        )
+        hidden, added = self.fusion(given[None])
+        correction = shuffle(added[0], r)
+        gate = heard / (heard + _GATE)
+        sr = own + gate * (step + correction)
+        told = jnp.concatenate([hidden, given[None, ..., -3:], features[None]], axis=-1)
+        log_error = self.error(told)[0]
+        base = jnp.log(noise**2 + 0.25 * detail)
+        log_variance = shuffle(base[..., None] + 2 * log_error, r)
+        return Output(sr, own, log_variance, weights, spoke)
+
+
+def moves(image: Array, difference: Array, weights: Array, optics: Optics) -> Array:
+    """What a Gauss-Newton step adds to the frames' shifts [N, 2], HR pixels (Lucas, Kanade 1981).
+
+    Args:
+      image: [H, W], that frames are registered on.
+      difference: [N, h, w], of the frames to it.
+      weights: [N, h, w], of their pixels.
+    """
+    padded = jnp.pad(image, 1, mode="edge")
+    slopes = jnp.stack(
+        [
+            optics.observe((padded[2:, 1:-1] - padded[:-2, 1:-1]) / 2),
+            optics.observe((padded[1:-1, 2:] - padded[1:-1, :-2]) / 2),
+        ],
+        axis=-1,
+    )
+    # A constant difference is brightness, no shift.
+    total = jnp.maximum(weights.sum(axis=(1, 2)), 1.0)
+    mean = jnp.einsum("nhw,nhwk->nk", weights, slopes) / total[:, None]
+    slopes = slopes - mean[:, None, None]
+    normal = jnp.einsum("nhw,nhwk,nhwl->nkl", weights, slopes, slopes)
+    right = jnp.einsum("nhw,nhw,nhwk->nk", weights, difference, slopes)
+    (a, b), (_, d) = (normal[:, 0, 0], normal[:, 0, 1]), (None, normal[:, 1, 1])
+    damping = 1e-3 * (a + d) + 1e-6 * total
+    a, d = a + damping, d + damping
+    solved = jnp.stack(
+        [d * right[:, 0] - b * right[:, 1], a * right[:, 1] - b * right[:, 0]], axis=-1
+    )
+    step = solved / jnp.maximum(a * d - b * b, 1e-12)[:, None]
+    # Nothing is learned through the registration.
+    return lax.stop_gradient(jnp.clip(step, -_FAR, _FAR).at[0].set(0.0))
+
+
+def _share(seen: Array) -> Array:
+    """What a back-projection is multiplied by, [H, W]; nothing where nothing was seen."""
+    return jnp.where(seen > _SEEN / 9, STEP / jnp.maximum(seen, _SEEN / 9), 0.0)
+
+
+def _box(x: Array) -> Array:
+    """Means over 3×3 pixels of [..., h, w], edge values going on."""
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(1, 1), (1, 1)], mode="edge")
+    rows = padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]
+    return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
