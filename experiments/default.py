@@ -78,7 +78,9 @@ def scenes(
 def ship(workdir: Path, output: Path, bundle: Any) -> None:
     """Writes a trained bundle in half precision, with how it came about."""
     half = jax.tree.map(lambda x: np.asarray(x, np.float16), bundle.params)
-    save_params(output, bundle.replace(params=half))
+    # Training scenes name their reference; users' stacks need not.
+    info = dataclasses.replace(bundle.info, reference="clearest")
+    save_params(output, bundle.replace(params=half, info=info))
     for name in ("config.json", "metrics.jsonl"):
         with files.written_aside(output / name) as aside:
             shutil.copyfile(workdir / name, aside)

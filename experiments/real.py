@@ -218,7 +218,7 @@ def _good_frames(scene: Scene) -> float:
 # --- what is written -----------------------------------------------------------------------------
 
 
-def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     table = [head, ["---"] * len(head), *lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in table) + "\n"
 
@@ -237,7 +237,7 @@ def stacks_markdown(scores: dict[str, dict[str, list[float]]], labels: dict[str,
                 text += f" ({low:+.2f} to {high:+.2f})"
             line.append(text)
         lines.append(line)
-    return _markdown(["stack (scenes)", *labels.values()], lines)
+    return markdown(["stack (scenes)", *labels.values()], lines)
 
 
 def worst_markdown(scores: dict[str, dict[str, list[float]]], labels: dict[str, str]) -> str:
@@ -248,7 +248,7 @@ def worst_markdown(scores: dict[str, dict[str, list[float]]], labels: dict[str, 
         shown = [key for key in labels if key not in ("bicubic", "ibp_one")]
         lines.append([name, *(f"{np.min(np.array(values[k]) - safe):+.2f}" for k in shown)])
     heads = [label for key, label in labels.items() if key not in ("bicubic", "ibp_one")]
-    return _markdown(["worst scene", *heads], lines)
+    return markdown(["worst scene", *heads], lines)
 
 
 def spoilt_markdown(table: Sequence[dict[str, Any]], labels: dict[str, str]) -> str:
@@ -259,7 +259,7 @@ def spoilt_markdown(table: Sequence[dict[str, Any]], labels: dict[str, str]) -> 
         ]
         for entry in table
     ]
-    return _markdown(["frames spoilt", *labels.values()], lines)
+    return markdown(["frames spoilt", *labels.values()], lines)
 
 
 def chart(scores: dict[str, dict[str, list[float]]], labels: dict[str, str]) -> Figure:

@@ -57,10 +57,10 @@ UNROLLED = TrainConfig(
     ),
     deepsum=dataclasses.replace(
         _DEMO_STAGE,
-        steps=5000,
+        steps=3600,
         learning_rate=1.5e-3,
         warmup_steps=50,
-        validate_every=1000,
+        validate_every=900,
         checkpoint_every=250,
     ),
 )

@@ -42,7 +42,7 @@ class Options(Section):
     own_blocks: int = 3  # residual blocks that see the reference alone, ≥ 0
     blocks: int = 4  # that see what the others add, ≥ 0
     agreement_features: int = 16  # of the network that weighs frames
-    iterations: int = 5  # weighted back-projections, ≥ 0
+    iterations: int = 8  # weighted back-projections, ≥ 0
     # "grid": HR lies on the reference's grid and date. "registered": it may be shifted and
     # brighter, as HR of another sensor is.
     truth: Literal["grid", "registered"] = "grid"
