@@ -58,11 +58,27 @@ def test_scores_and_what_is_written() -> None:
     safe = np.maximum(values["bicubic"], values["ibp_one"])
     assert f"{np.min(np.array(values['ibp']) - safe):+.2f}" in worst
     spoilt = real.score_spoilt([scene(0)], [scene(1)], bundles)
-    assert len(spoilt) == 3 * len(real.SPOILS) + 2
+    assert len(spoilt) == 3 * len(real.SPOILS)
     alone = next(e for e in spoilt if e["spoilt"] == "all others: noise")
     assert abs(alone["robust_ibp"][0]) < 0.2
     assert "(worst " in real.spoilt_markdown(spoilt, {"robust_ibp": "robust IBP"})
     assert len(real.chart(scores, LABELS).axes[0].lines) == len(LABELS)
+
+
+def test_spoilt_references_of_every_stack() -> None:
+    """Looks without their reference are worth as much as IBP makes of them."""
+    bundles = {name: Bundle({}, ModelConfig(system=name)) for name in ("ibp", "robust_ibp")}
+    scenes = [scene(0), scene(1)]
+    table = real.score_spoilt_references({"steady": scenes, "steady too": scenes[:1]}, bundles)
+    assert [entry["spoilt"] for entry in table] == [
+        f"the reference of {stack}: {name}"
+        for stack in ("steady", "steady too")
+        for name in ("another place", "an unmasked cloud")
+    ]
+    assert [len(entry["robust_ibp"]) for entry in table] == [2, 2, 1, 1]
+    clouded = table[1]
+    assert np.mean(clouded["robust_ibp"]) > -0.5
+    assert np.mean(clouded["robust_ibp"]) > np.mean(clouded["ibp"]) + 3
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real dates lie beside the checkout only")

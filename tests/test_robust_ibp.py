@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 from helpers import landscape
 
-from deepsum_jax import metrics
+from deepsum_jax import Bundle, ModelConfig, metrics
 from deepsum_jax.data.frames import reference_first
 from deepsum_jax.data.scene import with_channels
 from deepsum_jax.data.sensor import PSF_SIGMA, observe
+from deepsum_jax.predict import frames_in_use
 from deepsum_jax.simulation.dates import read_dates
 from deepsum_jax.simulation.wald import WaldConfig, cut_scenes
 from deepsum_jax.systems.ibp import ibp
 from deepsum_jax.systems.robust import agreement
 from deepsum_jax.systems.robust.back_projection import RobustBackProjection, robust_ibp
 from deepsum_jax.systems.robust.consensus import choose_reference
+from deepsum_jax.systems.robust_ibp import preferred_reference
 
 REAL = Path(__file__).parents[1].parent / "shared" / "real" / "naip-dakota"
 SHIFTS = np.array([(0, 0), (1, -2), (0.4, 1.3), (-1.6, 0.7), (2, 1), (-0.8, -0.5), (1.5, 0.3)])
@@ -276,6 +278,46 @@ def test_a_strange_reference_steps_back(kind: str) -> None:
     good = [n for n in order if n]
     image = robust_ibp(lr[order], masks[order], 3)
     assert score(image, hr) > score(ibp(lr[good], masks[good], 3), hr) - 0.2
+
+
+def test_the_frame_nearest_to_the_others_leads() -> None:
+    """Of equally clear frames: not the most contrasted one, though its edges agree best."""
+    lr = looks(ground())
+    lr += 150 * np.random.default_rng(4).normal(0, 1, lr.shape)
+    level = lr.mean(axis=(1, 2, 3), keepdims=True)
+    lr[2] = level[2] + 3 * (looks(ground())[2] - level[2])
+    choice = choose_reference(lr, clear(lr), 3)
+    assert choice.agreement.argmax() == 2
+    assert choice.best != 2 and choice.order[-1] == choice.distance.argmax() == 2
+    assert choice.best == choice.distance.argmin()
+
+
+@pytest.mark.parametrize("kind", ["another place", "cloud"])
+def test_a_few_pixels_do_not_outweigh_all_others(kind: str) -> None:
+    lr, config = looks(ground()), ModelConfig(system="robust_ibp")
+    few, many = clear(lr), clear(lr)
+    few[np.arange(7) != 3, 0, :3] = False
+    many[np.arange(7) != 3, 0] = False
+    assert preferred_reference(lr, few, config) == 3  # though other frames may lie nearer
+    lr[3] = strangers(lr, kind, np.random.default_rng(2))
+    assert preferred_reference(lr, few, config) != 3
+    assert preferred_reference(lr, many, config) == 3
+    bundle = Bundle({}, config)
+    assert frames_in_use(bundle, lr, few, None).kept[0] != 3
+    assert frames_in_use(bundle, lr, few, 3, explicit=True).kept[0] == 3
+
+
+def test_frames_that_share_nothing_contradict_none() -> None:
+    lr = np.stack([looks(ground(seed=n))[0] for n in range(5)])
+    masks = clear(lr)
+    masks[1:, 0, 0] = False
+    assert preferred_reference(lr, masks, ModelConfig(system="robust_ibp")) == 0
+
+
+def test_frames_that_are_there_twice() -> None:
+    lr = np.repeat(looks(ground())[:1], 3, axis=0)
+    choice = choose_reference(np.rint(lr), clear(lr), 3)
+    assert np.isfinite(choice.distance).all() and choice.best == 0
 
 
 def test_clearance_first_where_masks_say_anything() -> None:

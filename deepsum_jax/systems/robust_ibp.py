@@ -12,6 +12,8 @@ from deepsum_jax.systems.robust.back_projection import ITERATIONS, ROUNDS, robus
 from deepsum_jax.systems.robust.consensus import choose_reference, unusable
 from deepsum_jax.systems.system import Params, Stack, SuperResolved, System
 
+_CLEARLY = 0.02  # of a frame's pixels; masks that say less may overlook as much
+
 
 @dataclasses.dataclass(frozen=True)
 class Options(Section):
@@ -43,12 +45,17 @@ def super_resolve(
 
 
 def preferred_reference(lr: np.ndarray, masks: np.ndarray, config: ModelConfig) -> int:
-    """The clearest frame; where masks do not tell one, that which agrees with the others."""
-    first, *rest = (int(n) for n in clearest_first(masks))
-    told = all(masks[n].sum() < masks[first].sum() for n in rest)
-    if told or all(unusable(frame, mask) for frame, mask in zip(lr, masks)):
+    """The clearest frame; where masks do not tell one, that which agrees with the others.
+
+    By a few pixels masks tell one too, unless the others contradict it.
+    """
+    order = [int(n) for n in clearest_first(masks)]
+    first, clear = order[0], masks.mean(axis=(1, 2))
+    lead = clear[first] - clear[order[1]] if len(order) > 1 else 1.0
+    if lead > _CLEARLY or all(unusable(frame, mask) for frame, mask in zip(lr, masks)):
         return first
-    return choose_reference(lr, masks, config.scale, config.psf_sigma).best
+    choice = choose_reference(lr, masks, config.scale, config.psf_sigma)
+    return first if lead > 0 and not choice.contradicts(first) else choice.best
 
 
 ROBUST_IBP = System(
