@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deepsum_jax import files
+from deepsum_jax import files, sample
 from deepsum_jax.config import nearest
 from deepsum_jax.data import kelvins, png
 from deepsum_jax.data.scene import check_stack
@@ -20,14 +20,16 @@ from deepsum_jax.data.scene import check_stack
 def read_input(inputs: Sequence[Path], masks: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     """The stack and masks that the command's inputs hold, as `check_stack` passes them.
 
-    One Kelvins scene folder; one `.npy` stack or `.npz` with `stack` and perhaps `masks`; or
-    16-bit PNG frames of one place. `masks` are PNGs, one a frame and in the same order, or one
-    for all, or one `.npy`.
+    One Kelvins scene folder; one `.npy` stack or `.npz` with `stack` and perhaps `masks`; 16-bit
+    PNG frames of one place; or `sample`, where there is no such path, the stack that the package
+    ships. `masks` are PNGs, one a frame and in the same order, or one for all, or one `.npy`.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: other files, masks twice, or what `check_stack` refuses.
     """
+    if [str(path) for path in inputs] == [sample.NAME] and not inputs[0].exists():
+        inputs = [sample.FILE]
     first = inputs[0]
     for path in (*inputs, *masks):
         if not path.exists():
