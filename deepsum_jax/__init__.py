@@ -1,6 +1,6 @@
 """deepsum_jax: multi-image super-resolution of satellite stacks, in JAX.
 
-params = load_params("workdir")
+params = load_params()  # what the package ships; or load_params("workdir")
 image = predict(params, stack, masks)
 
 Names are imported when they are first used, so `import deepsum_jax` costs nothing.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deepsum_jax.model.deepsum import DeepSUM as DeepSUM
     from deepsum_jax.predict import Prediction as Prediction
     from deepsum_jax.predict import predict as predict
+    from deepsum_jax.sample import sample_stack as sample_stack
 
 _HOMES = {
     "Bundle": "bundle",
@@ -33,6 +34,7 @@ _HOMES = {
     "Scene": "data.scene",
     "DeepSUM": "model.deepsum",
     "Prediction": "predict",
+    "sample_stack": "sample",
 }
 _MODULES = ("losses", "metrics", "predict")  # `predict` is a module that can be called
 

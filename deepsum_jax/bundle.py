@@ -16,6 +16,7 @@ import numpy as np
 
 from deepsum_jax import files
 from deepsum_jax.config import ModelConfig, Section
+from deepsum_jax.pretrained import DEFAULT, is_default, shipped
 from deepsum_jax.systems.system import Params
 from deepsum_jax.systems.table import all_options, param_shapes
 
@@ -102,10 +103,15 @@ def save_params(path: str | os.PathLike[str], bundle: Bundle) -> None:
 
     Raises:
       TypeError: not a bundle.
-      ValueError: `path` exists and is not a bundle.
+      ValueError: `path` exists and is not a bundle, or means the shipped parameters.
     """
     if not isinstance(bundle, Bundle):
         raise TypeError(f"bundle: found {type(bundle).__name__}, expected a Bundle")
+    if is_default(path):  # `load_params` of the same name would give others
+        raise ValueError(
+            f"{path}: found the name of the parameters that the package ships, expected a folder; "
+            f"./{path} is one"
+        )
     path = Path(os.path.abspath(path))
     if path.exists() and not (path / "bundle.json").is_file() and not _is_empty_folder(path):
         raise ValueError(f"{path}: exists and is not a parameter bundle; not overwritten")
@@ -139,13 +145,21 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def find_bundle(path: str | os.PathLike[str]) -> Path:
-    """The bundle's folder: `path` itself, or the best one in a training working directory.
+def find_bundle(path: str | os.PathLike[str], scale: int | None = None) -> Path:
+    """The bundle's folder: `path` itself, the best one in a training working directory, or the
+    shipped one of a scale.
 
     Raises:
       FileNotFoundError: nothing there.
-      ValueError: a folder that is neither.
+      ValueError: a folder that is neither, or a scale for one; no shipped bundle of that scale.
     """
+    if is_default(path):
+        return shipped(scale)
+    if scale is not None:
+        raise ValueError(
+            f"scale: found {scale} for the parameters in {path}, which have their own; expected it "
+            f"with {DEFAULT!r} alone"
+        )
     path = Path(os.path.abspath(path))
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such folder, expected a parameter bundle or a workdir")
@@ -192,11 +206,13 @@ def _read_description(folder: Path) -> tuple[ModelConfig, BundleInfo, str | None
     return config, info, described.get("params_sha256")
 
 
-def load_params(path: str | os.PathLike[str]) -> Bundle:
-    """Reads a parameter bundle, or the best one of a training working directory.
+def load_params(path: str | os.PathLike[str] = DEFAULT, *, scale: int | None = None) -> Bundle:
+    """Reads a parameter bundle, the best one of a training working directory, or one that the
+    package ships.
 
     Args:
-      path: the folder.
+      path: the folder; "default" is what the package ships, and "./default" a folder.
+      scale: of the shipped parameters, output pixels per input pixel; None is 3.
 
     Returns:
       A `Bundle` whose arrays are numpy's, ready for any device.
@@ -204,9 +220,9 @@ def load_params(path: str | os.PathLike[str]) -> Bundle:
     Raises:
       FileNotFoundError: no such folder.
       ValueError: no bundle there, one of a newer format, damaged files, or parameters that do
-        not fit the configuration beside them.
+        not fit the configuration beside them; no shipped one of that scale, or a scale for others.
     """
-    folder = find_bundle(path)
+    folder = find_bundle(path, scale)
     config, info, digest = _read_description(folder)
     whole = param_shapes(config) or (folder / "params").exists()
     params = _restore(folder / "params", digest) if whole else {}

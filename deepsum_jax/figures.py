@@ -65,6 +65,39 @@ def grid(rows: Sequence[tuple[str, Sequence[Panel]]], error_scale: float | None 
     return figure
 
 
+def preview(
+    images: Sequence[Panel], error: Panel | None, limits: tuple[float, float], unit: str = ""
+) -> Figure:
+    """Images of one place side by side under one grey range, an error beside them under its own.
+
+    Args:
+      images: each drawn as large as the others, whatever its number of pixels.
+      error: shown in colours from 0 to its 99th percentile.
+      limits: the values that are black and white.
+      unit: what the error's colour bar counts.
+    """
+    columns = len(images) + (error is not None)
+    height, width = images[-1][1].shape
+    tall = 4.0 * min(max(height / width, 0.25), 4.0)  # inches; strips stay readable
+    figure = Figure(figsize=(4.2 * columns + 0.8, tall + 0.5), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis, (title, image) in zip(axes, images):
+        axis.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="nearest")
+        axis.set_title(title, fontsize=11)
+    if error is not None:
+        title, values = error
+        finite = values[np.isfinite(values)]
+        most = float(np.percentile(finite, 99)) if finite.size else 0.0
+        drawn = axes[-1].imshow(
+            values, cmap="magma", vmin=0, vmax=max(most, 1e-6), interpolation="nearest"
+        )
+        axes[-1].set_title(title, fontsize=11)
+        figure.colorbar(drawn, ax=axes[-1], shrink=0.9, extend="max", label=unit)
+    for axis in axes:
+        axis.set_axis_off()
+    return figure
+
+
 def save(figure: Figure, path: str | os.PathLike[str], description: str = "") -> None:
     """Writes a figure as PNG, aside and then renamed; the description goes into the file."""
     about = {"Description": description} if description else None

@@ -16,7 +16,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from deepsum_jax import cli
+from deepsum_jax import alongside, cli
 from deepsum_jax.bundle import Bundle
 from deepsum_jax.chosen import add_system_arguments, chosen_bundle, chosen_compute
 from deepsum_jax.config import Compute, ModelConfig
@@ -264,10 +264,12 @@ def parser() -> argparse.ArgumentParser:
         "deepsum predict",
         "Super-resolve a stack of low-resolution images of one place.",
         """examples:
-  predict --params W --output sr.png data/test/NIR/imgset1306      a Kelvins scene folder
-  predict --params W --output sr.npy stack.npy                     [T, h, w] or [T, h, w, C]
+  predict --output sr.png sample                                   a real stack, shipped
+  predict --output sr.png data/test/NIR/imgset1306                 a Kelvins scene folder
+  predict --scale 2 --output sr.npy stack.npy                      [T, h, w] or [T, h, w, C]
   predict --params W --output sr.png a.png b.png c.png --masks am.png bm.png cm.png
-  predict --system ibp --scale 2 --output sr.npy stack.npy         without training""",
+  predict --system ibp --scale 2 --output sr.npy stack.npy         without training
+  predict --output sr.npy --uncertainty se.npy --preview p.png stack.npy""",
     )
     add_system_arguments(p)
     p.add_argument(
@@ -282,7 +284,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="INPUT",
-        help="a scene folder, one .npy or .npz (stack, masks), or PNG frames",
+        help="a scene folder, one .npy or .npz (stack, masks), PNG frames, or sample, a real stack "
+        "that the package ships",
     )
     p.add_argument(
         "--masks",
@@ -305,13 +308,16 @@ def parser() -> argparse.ArgumentParser:
         help=f"use at most the M clearest frames (default: {MAX_FRAMES}, or as many as the "
         "network takes); 1 uses the reference alone",
     )
+    alongside.add_arguments(p)
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     stack, masks = read_input(args.inputs, args.masks)
-    check_output(args.output, stack.shape[-1] if stack.ndim == 4 else 1)
+    channels = stack.shape[-1] if stack.ndim == 4 else 1
+    check_output(args.output, channels)
+    alongside.check_arguments(args, channels)
     bundle = chosen_bundle(args)
     reference = args.reference
     if reference is None and bundle.info.reference == "given" and args.inputs[0].is_dir():
@@ -325,7 +331,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_frames=args.max_frames,
         compute=chosen_compute(args),
     )
+    alongside.check_result(args, result, bundle)
     write_output(args.output, result.image)
+    alongside.write(args, stack, masks, result, bundle)
     size = "×".join(str(n) for n in result.image.shape)
     print(
         f"{args.output}: {size} from {len(result.frames_used)} of {len(stack)} frames, on the grid "

@@ -109,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
         "deepsum submit",
         "Super-resolve the Kelvins challenge's 290 test scenes into the zip that it takes.",
         """examples:
+  submit --data probav --output submission.zip                the shipped parameters
   submit --params NIR --params RED --data probav --output submission.zip
   submit --system ibp --data probav --output ibp.zip
 A bundle serves the bands that it was trained on. `deepsum check FILE` checks any zip.""",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepsum_jax import cli
+from deepsum_jax import cli, pretrained
 from deepsum_jax.config import PRESETS, TrainConfig, override, preset
 from deepsum_jax.systems.table import stages_of
 from deepsum_jax.training import parallel, stages, workdir
@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
   train --workdir W --data DIR                  the published training on your scenes
   train --workdir W                             goes on with W where it was
   train --workdir RED --data DIR --set data.band=RED --init NIR      RED from NIR
+  train --workdir W --data DIR --set model.system=unrolled --init default   from those shipped
   train --workdir W --data DIR --set model.features=32 --set deepsum.steps=50000
 
 DIR has the layout of the PROBA-V Kelvins challenge:
@@ -66,9 +67,10 @@ DIR has the layout of the PROBA-V Kelvins challenge:
     )
     p.add_argument(
         "--init",
-        type=Path,
+        type=pretrained.place,
         metavar="DIR",
-        help="start from another run's parameters, or an imported bundle",
+        help="start from another run's parameters, an imported bundle, or default, the "
+        "parameters that the package ships for model.scale (a folder of that name is ./default)",
     )
     p.add_argument(
         "--show-config", action="store_true", help="print every setting with its value, and stop"

@@ -211,6 +211,14 @@ def test_importing_the_package_loads_little() -> None:
     assert not {*HEAVY, "jax", "flax", "numpy"} & set(loaded)
 
 
+def test_what_is_shipped_costs_nothing_until_it_is_read() -> None:
+    for room in ("pretrained", "sample"):
+        known = {m for m in imports(f"deepsum_jax.{room}") if belongs(m, "deepsum_jax")}
+        assert not known, room
+        loaded = python(LOADED.format(f"import deepsum_jax.{room}")).split()
+        assert not {*HEAVY, "jax", "numpy"} & set(loaded)
+
+
 def test_importing_prediction_loads_no_training() -> None:
     loaded = python(LOADED.format("from deepsum_jax import predict; predict.predict")).split()
     assert "jax" in loaded and not {"grain", "matplotlib"} & set(loaded)

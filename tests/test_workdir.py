@@ -13,7 +13,7 @@ import jax
 import pytest
 from helpers import contents
 
-from deepsum_jax import Bundle, ModelConfig, files, save_params, train
+from deepsum_jax import Bundle, ModelConfig, files, pretrained, save_params, train
 from deepsum_jax.bundle import BundleInfo, params_digest
 from deepsum_jax.config import SimulationConfig, TrainConfig, override, preset
 from deepsum_jax.data import kelvins
@@ -117,6 +117,80 @@ def test_another_start_is_refused(scenes: Path, tmp_path: Path, ran: list[Any]) 
     with pytest.raises(ValueError, match=r"one: the run in .*fresh started from fresh parameters"):
         run("--workdir", tmp_path / "fresh", "--init", one)
     assert contents(tmp_path) == before
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the package ships: DeepSUM for scale 3, SISR for scale 2."""
+    start_bundle(tmp_path / "shipped" / "x3")
+    start_bundle(tmp_path / "shipped" / "x2", scale=2, system="sisr")
+    monkeypatch.setattr(pretrained, "PLACE", tmp_path / "shipped")
+    return tmp_path / "shipped"
+
+
+def test_start_from_what_the_package_ships(
+    scenes: Path, tmp_path: Path, ran: list[tuple[str, str]], shipped: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Kept by its name and digest, so that the run goes on wherever the package is installed."""
+    run("--workdir", tmp_path / "w", "--data", scenes, "--preset", "tiny", "--init", "default")
+    assert "init: sisrnet, regnet, fusionnet from default\n" in capsys.readouterr().out
+    digest = params_digest(shipped / "x3")
+    init = files.read_json(tmp_path / "w" / "run.json")["init"]
+    assert init == {"path": "default", "digest": digest}
+    shipped.rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(pretrained, "PLACE", tmp_path / "elsewhere")
+    start_bundle(tmp_path / "default", seed=1)  # a folder of that name is another thing
+    monkeypatch.chdir(tmp_path)
+    run("--workdir", tmp_path / "w")
+    run("--workdir", tmp_path / "w", "--init", "default")
+    assert ran == 3 * [("deepsum", digest)]
+    assert files.read_json(tmp_path / "w" / "run.json")["init"] == init
+    with pytest.raises(ValueError, match=r"--init default: found other parameters than"):
+        run("--workdir", tmp_path / "w", "--init", "./default")
+    # A later version of the package may ship others.
+    start_bundle(tmp_path / "elsewhere" / "x3", seed=2)
+    with pytest.raises(ValueError, match=r"--init default: .*; use .* or the version of the pack"):
+        run("--workdir", tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            ["model.scale=2"],
+            "--init default: found model.system=deepsum, expected sisr, which the package ships; "
+            "add --set model.system=sisr",
+        ),
+        (
+            ["model.system=sisr"],
+            "--init default: found model.system=sisr, expected deepsum, which the package ships; "
+            "add --set model.system=deepsum",
+        ),
+        (
+            ["model.scale=4"],
+            "--init default: model.scale: found 4, expected 2 or 3, which the package ships",
+        ),
+    ],
+)
+def test_what_is_shipped_must_be_of_the_system_and_scale(
+    settings: list[str], words: str, tmp_path: Path, ran: list[Any], shipped: Path
+) -> None:
+    options = [part for setting in settings for part in ("--set", setting)]
+    command = ["--workdir", tmp_path / "w", "--preset", "tiny", "--init", "default", *options]
+    with pytest.raises(ValueError) as caught:
+        run(*command)
+    assert str(caught.value) == words
+    assert not (tmp_path / "w").exists() and not ran
+
+
+def test_start_where_nothing_is_shipped(
+    tmp_path: Path, ran: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "PLACE", tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match=r"^default: found no parameters in the package"):
+        run("--workdir", tmp_path / "w", "--preset", "tiny", "--init", "default")
+    assert not (tmp_path / "w").exists()
 
 
 def test_workdir_of_an_earlier_version(scenes: Path, tmp_path: Path, ran: list[Any]) -> None:

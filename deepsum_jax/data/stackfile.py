@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deepsum_jax import files
+from deepsum_jax import files, sample
 from deepsum_jax.config import nearest
 from deepsum_jax.data import kelvins, png
 from deepsum_jax.data.scene import check_stack
@@ -20,14 +20,16 @@ from deepsum_jax.data.scene import check_stack
 def read_input(inputs: Sequence[Path], masks: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     """The stack and masks that the command's inputs hold, as `check_stack` passes them.
 
-    One Kelvins scene folder; one `.npy` stack or `.npz` with `stack` and perhaps `masks`; or
-    16-bit PNG frames of one place. `masks` are PNGs, one a frame and in the same order, or one
-    for all, or one `.npy`.
+    One Kelvins scene folder; one `.npy` stack or `.npz` with `stack` and perhaps `masks`; 16-bit
+    PNG frames of one place; or `sample`, where there is no such path, the stack that the package
+    ships. `masks` are PNGs, one a frame and in the same order, or one for all, or one `.npy`.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: other files, masks twice, or what `check_stack` refuses.
     """
+    if [str(path) for path in inputs] == [sample.NAME] and not inputs[0].exists():
+        inputs = [sample.FILE]
     first = inputs[0]
     for path in (*inputs, *masks):
         if not path.exists():
@@ -146,10 +148,33 @@ def write_output(path: Path, image: np.ndarray) -> None:
     png.write_png16(path, cut.pixels)
 
 
-def check_output(path: Path, channels: int) -> None:
-    """Refuses what `write_output` could not write, before the work is done."""
-    files.check_target(path, "--output")
+def write_map(path: Path, values: np.ndarray) -> None:
+    """Writes what accompanies an image, as `write_output`, but refuses no `.png`: by then the image
+    is there. Warns of what whole steps from 0 to 65535 take away."""
+    if _suffix(path) != ".png":
+        return write_output(path, values)
+    whole = np.clip(np.rint(np.nan_to_num(values, nan=65535.0, posinf=65535.0)), 0, 65535)
+    finite = np.isfinite(values)
+    lost = np.abs(whole - values)[finite]
+    if not finite.all() or (lost.size and lost.max() > 0.5):
+        reason = "found values that 16 bits cannot hold, clipped"
+    elif lost.size and np.sqrt(np.mean(lost**2)) > values[finite].std() / 4:
+        reason = "found differences that whole steps cannot hold, rounded"
+    else:
+        reason = ""
+    if reason:
+        warnings.warn(f"{path}: {reason}; a .npy keeps them", UserWarning, stacklevel=2)
+    png.write_png16(path, whole)
+
+
+def check_output(path: Path, channels: int, what: str = "--output") -> None:
+    """Refuses what `write_output` could not write, before the work is done.
+
+    Args:
+      what: the argument that names the file, for the message.
+    """
+    files.check_target(path, what)
     if _suffix(path) not in (".npy", ".png"):
-        raise ValueError(f"--output {path}: found suffix {path.suffix!r}, expected .png or .npy")
+        raise ValueError(f"{what} {path}: found suffix {path.suffix!r}, expected .png or .npy")
     if _suffix(path) == ".png" and channels > 1:
-        raise ValueError(f"--output {path}: a .png holds one band, found {channels}; use .npy")
+        raise ValueError(f"{what} {path}: a .png holds one band, found {channels}; use .npy")

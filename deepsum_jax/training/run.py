@@ -35,7 +35,7 @@ def train(
     config: TrainConfig,
     data: Path | None = None,
     only: Sequence[str] = (),
-    init: Path | None = None,
+    init: str | Path | None = None,
     progress: bool = True,
     report: bool = True,
 ) -> Bundle:
@@ -47,8 +47,8 @@ def train(
       data: scenes in the Kelvins layout; None simulates some into the working directory.
       only: names of the stages to run; default those of the run there, else all (with `init`,
         those whose parameters it lacks, and the last).
-      init: a bundle or working directory whose parameters take the place of fresh ones; default
-        that which the run there started from.
+      init: a bundle or working directory whose parameters take the place of fresh ones, or
+        "default", those that the package ships; default that which the run there started from.
       progress: show bars.
       report: score and draw the held-out scenes at the end.
 
@@ -64,7 +64,7 @@ def train(
         raise ValueError(f"--workdir {folder}: is a file, expected a folder")
     workdir.check_config(folder, config)
     workdir.check_longer(folder, config)
-    start = workdir.choose_start(folder, init)
+    start = workdir.choose_start(folder, init, config.model)
     chosen = workdir.choose_stages(folder, config, only, start)
     if start is not None:
         print(f"init: {workdir.check_start(start, chosen, config)}")

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepsum_jax import files
+from deepsum_jax import files, pretrained
 from deepsum_jax.bundle import Bundle, load_params, params_digest, read_step
-from deepsum_jax.config import TrainConfig
+from deepsum_jax.config import ModelConfig, TrainConfig
 from deepsum_jax.data.dataset import Dataset
 from deepsum_jax.systems.system import Stage
 from deepsum_jax.systems.table import param_shapes, stages_of, system_of
@@ -36,13 +36,27 @@ A stage of constant learning rate may also get more steps."""
 class Start:
     """Parameters that a training starts from (`--init`)."""
 
-    path: Path
+    path: str | Path  # `pretrained.DEFAULT` for the shipped parameters, wherever they lie
     bundle: Bundle
     digest: str
 
 
-def load_start(path: Path) -> Start:
-    return Start(path, load_params(path), params_digest(path))
+def load_start(path: str | Path, model: ModelConfig = ModelConfig()) -> Start:
+    """What `--init` names; of the shipped parameters those of the model's scale.
+
+    Raises:
+      ValueError, FileNotFoundError: as `load_params`; shipped parameters of another system.
+    """
+    if not pretrained.is_default(path):
+        return Start(path, load_params(path), params_digest(path))
+    folder = pretrained.shipped(model.scale, f"--init {path}: model.scale")
+    bundle = load_params(folder)
+    if bundle.config.system != model.system:
+        raise ValueError(
+            f"--init {path}: found model.system={model.system}, expected {bundle.config.system}, "
+            f"which the package ships; add --set model.system={bundle.config.system}"
+        )
+    return Start(path, bundle, params_digest(folder))
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -117,7 +131,7 @@ def _read_run(workdir: Path) -> dict[str, Any]:
     return run
 
 
-def choose_start(workdir: Path, init: Path | None) -> Start | None:
+def choose_start(workdir: Path, init: str | Path | None, model: ModelConfig) -> Start | None:
     """What the run starts from: what `--init` names, or what the run there started from.
 
     Raises:
@@ -126,7 +140,7 @@ def choose_start(workdir: Path, init: Path | None) -> Start | None:
     run = _read_run(workdir)
     stored = run.get("init")
     if not run:
-        return None if init is None else load_start(init)
+        return None if init is None else load_start(init, model)
     if stored is None:
         if init is not None:
             raise ValueError(
@@ -134,17 +148,19 @@ def choose_start(workdir: Path, init: Path | None) -> Start | None:
                 "--workdir"
             )
         return None
-    path = Path(stored["path"]) if init is None else init
-    if not path.exists():
+    path = pretrained.place(stored["path"]) if init is None else init
+    if isinstance(path, Path) and not path.exists():
         raise FileNotFoundError(
             f"{path}: no such folder, expected the parameters that the run in {workdir} started "
             "from; name their new place by --init"
         )
-    start = load_start(path)
+    start = load_start(path, model)
     if start.digest != stored["digest"]:
+        shipped = pretrained.is_default(path)
+        version = " or the version of the package that it began with" if shipped else ""
         raise ValueError(
             f"--init {path}: found other parameters than those that the run in {workdir} started "
-            "from; use another --workdir"
+            f"from; use another --workdir{version}"
         )
     return start
 
@@ -250,7 +266,9 @@ def write_run(
     files.write_json(workdir / "config.json", config.to_dict())
     init = None
     if start is not None:
-        init = {"path": os.path.abspath(start.path), "digest": start.digest}
+        shipped = pretrained.is_default(start.path)
+        path = start.path if shipped else os.path.abspath(start.path)
+        init = {"path": path, "digest": start.digest}
     files.write_json(workdir / "run.json", {"stages": [s.name for s in chosen], "init": init})
 
 

@@ -1,0 +1,140 @@
+"""What `deepsum predict` writes beside the image: its standard error, how many frames spoke at each
+pixel, and a preview for people."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deepsum_jax import files
+from deepsum_jax.bundle import Bundle
+from deepsum_jax.data.fill import fill_hidden
+from deepsum_jax.data.resample import bicubic_upsample
+from deepsum_jax.data.scene import with_channels
+from deepsum_jax.data.stackfile import check_output, write_map
+from deepsum_jax.systems.table import system_of
+
+if TYPE_CHECKING:
+    from deepsum_jax.predict import Prediction
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """`--uncertainty`, `--frames` and `--preview`."""
+    p.add_argument(
+        "--uncertainty",
+        type=Path,
+        metavar="FILE",
+        help="also write the standard error to be expected at each pixel, where the system has it; "
+        "formats as of --output",
+    )
+    p.add_argument(
+        "--frames",
+        type=Path,
+        metavar="FILE",
+        help="also write how many frames spoke at each pixel, where the system has it; formats as "
+        "of --output, whole frames in a .png",
+    )
+    p.add_argument(
+        "--preview",
+        type=Path,
+        metavar="FILE",
+        help="also draw the reference frame, bicubic, the result and its standard error side by "
+        "side into this .png",
+    )
+
+
+def check_arguments(args: argparse.Namespace, channels: int) -> None:
+    """Refuses files that could not be written, and a name for two of them, before the work is done.
+
+    Args:
+      args: of `add_arguments`, and `output`.
+      channels: of the stack.
+
+    Raises:
+      ValueError: as `check_output`; a preview that is no .png; two files of one name.
+    """
+    if args.uncertainty is not None:
+        check_output(args.uncertainty, channels, "--uncertainty")
+    if args.frames is not None:
+        check_output(args.frames, 1, "--frames")
+    if args.preview is not None:
+        files.check_target(args.preview, "--preview")
+        if args.preview.suffix.lower() != ".png":
+            found = args.preview.suffix
+            raise ValueError(f"--preview {args.preview}: found suffix {found!r}, expected .png")
+    seen: dict[str, str] = {}
+    for name in ("output", "uncertainty", "frames", "preview"):
+        path = getattr(args, name)
+        if path is None:
+            continue
+        first = seen.setdefault(os.path.realpath(path), name)
+        if first != name:
+            raise ValueError(f"--{name} {path}: found the file of --{first}, expected another")
+
+
+def check_result(args: argparse.Namespace, result: Prediction, bundle: Bundle) -> None:
+    """Raises ValueError where something is asked for that the system does not give."""
+    label = system_of(bundle.config).label
+    if args.uncertainty is not None and result.standard_error is None:
+        raise ValueError(
+            f"--uncertainty: found no standard error from {label}, expected a system that gives "
+            "it; leave it out"
+        )
+    if args.frames is not None and result.frames_per_pixel is None:
+        raise ValueError(
+            f"--frames: found no frames per pixel from {label}, expected a system that gives them; "
+            "leave it out"
+        )
+
+
+def write(
+    args: argparse.Namespace,
+    stack: np.ndarray,
+    masks: np.ndarray,
+    result: Prediction,
+    bundle: Bundle,
+) -> None:
+    """Writes the files that were asked for, each aside and then renamed.
+
+    Args:
+      stack: [T, h, w] or [T, h, w, C] raw, as it was super-resolved; masks: [T, h, w] bool.
+      bundle: the system.
+    """
+    if args.uncertainty is not None and result.standard_error is not None:
+        write_map(args.uncertainty, result.standard_error)
+    if args.frames is not None and result.frames_per_pixel is not None:
+        spoke = result.frames_per_pixel
+        whole = args.frames.suffix.lower() == ".png"  # a picture of whole frames says enough
+        write_map(args.frames, np.rint(spoke) if whole else spoke)
+    if args.preview is not None:
+        _draw(args.preview, stack, masks, result, bundle)
+
+
+def _draw(
+    path: Path, stack: np.ndarray, masks: np.ndarray, result: Prediction, bundle: Bundle
+) -> None:
+    from deepsum_jax import figures  # matplotlib, for those who draw
+
+    index, config = result.reference_index, bundle.config
+    mask = masks[index]
+    frames = with_channels(stack, 3)
+    bands = frames.shape[-1]
+    frame = frames[index : index + 1, ..., :1]  # [1, h, w, 1]: of several bands the first
+    seen = fill_hidden(frame, mask[None])[0, ..., 0]
+    shown = [
+        (
+            f"reference, frame {index}{f', band 1 of {bands}' if bands > 1 else ''}",
+            np.where(mask, frame[0, ..., 0], np.nan),
+        ),
+        ("bicubic", bicubic_upsample(seen, config.scale)),
+        (f"{system_of(config).label} ×{config.scale}", with_channels(result.image, 2)[..., 0]),
+    ]
+    error = None
+    if result.standard_error is not None:
+        error = ("standard error", with_channels(result.standard_error, 2)[..., 0])
+    limits = figures.stretch([panel for _, panel in shown])
+    figures.save(figures.preview(shown, error, limits, "raw units"), path)

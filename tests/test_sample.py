@@ -1,0 +1,68 @@
+"""The shipped stack: what it is, how it is read, and that a path of its name comes first."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import refuser
+
+from deepsum_jax import sample, sample_stack
+from deepsum_jax.data.stackfile import read_input
+from deepsum_jax.predict import main
+from deepsum_jax.simulation.dates import read_dates
+
+REAL = Path(__file__).parents[1].parent / "shared" / "real" / "naip-dakota"
+README = sample.FILE.with_name("README.md").read_text()
+
+
+def test_the_stack() -> None:
+    stack, masks = sample_stack()
+    assert stack.shape == masks.shape == (10, 128, 128)
+    assert stack.dtype == np.uint8 and masks.dtype == bool
+    assert masks.all() and stack.min() > 0  # 0 is no data
+    assert sample.FILE.stat().st_size < 500_000
+    correlation = np.corrcoef(stack.reshape(10, -1))
+    assert correlation.min() > 0.5 and np.sort(correlation, axis=None)[-11] < 0.99  # one place
+    with np.load(sample.FILE) as arrays:
+        assert set(arrays.files) == {"stack", "masks"}
+
+
+def test_dates_source_and_licence_are_told() -> None:
+    dates = re.findall(r"\| (\d) \| (20\d\d-\d\d-\d\d) ", README)
+    assert sorted(int(frame) for frame, _ in dates) == list(range(10))
+    in_order = [date for _, date in sorted(dates)]
+    assert in_order == sorted(in_order) and in_order[0] == "2009-08-18"
+    for words in ("public domain", "USDA", "NAIP", "opengeos/data", "MIT"):
+        assert words in README
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real dates lie beside the checkout only")
+def test_it_is_cut_as_its_readme_says() -> None:
+    pytest.importorskip("rasterio", reason="needs the extra geo")
+    recipe = re.search(r"columns=\((\d+), (\d+)\)\)`, rows\n?\s*`\[(\d+):(\d+)\]`", README)
+    assert recipe is not None
+    first, end, top, bottom = (int(n) for n in recipe.groups())
+    assert end <= 280  # the columns that others are scored on stay apart
+    dates = read_dates(sorted(REAL.glob("*.tif")), band=4, columns=(first, end))
+    np.testing.assert_array_equal(dates.values[:, top:bottom], sample_stack()[0])
+
+
+def test_the_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["--system", "bicubic_mean", "--scale", "2", "--output", "o.npy"]
+    main([*command, "sample"])
+    assert np.load("o.npy").shape == (256, 256)
+    assert "from 10 of 10 frames" in capsys.readouterr().out
+    stack, masks = read_input([Path("sample")], [])
+    np.testing.assert_array_equal(stack, sample_stack()[0])
+    np.testing.assert_array_equal(masks, sample_stack()[1])
+    np.save("m.npy", masks)
+    assert "has its own masks" in refuser(capsys)(main, *command, "sample", "--masks", "m.npy")
+    assert "sample: no such file" in refuser(capsys)(main, *command, "sample", "sample")
+    Path("sample").mkdir()  # somebody's own
+    assert "sample" in refuser(capsys)(main, *command, "sample")
