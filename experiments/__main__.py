@@ -18,6 +18,7 @@ OTHERS = {
     "real": ("real", "all systems on real dates, on changing ground, and with spoilt frames"),
     "default": ("default", "the parameters that the package ships, trained anew"),
     "ground": ("ground", "the simulator's changing ground held against real dates"),
+    "trust": ("trust", "how far the shipped system can be trusted"),
     "landsat": ("landsat", "a trained network on real Landsat 8 dates"),
 }
 """What is no exhibit: its module, and what it does."""

@@ -169,7 +169,7 @@ def sensor_stacks(folder: Path, scale: int, noise: float = 10.0) -> dict[str, re
 
 def _blurred(bundle: Bundle, change: float) -> Bundle:
     sigma = round(bundle.config.psf_sigma + change, 4)
-    return bundle.replace(config=dataclasses.replace(bundle.config, psf_sigma=sigma))
+    return dataclasses.replace(bundle, config=dataclasses.replace(bundle.config, psf_sigma=sigma))
 
 
 def sensors(folder: Path, shipped: dict[int, Bundle]) -> dict[str, dict[str, list[float]]]:
