@@ -17,20 +17,24 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Sequence
 from typing import Literal, overload
 
 import numpy as np
 
 from deepsum_jax.data import resample
-from deepsum_jax.data.fill import nearest_reliable
 from deepsum_jax.data.scene import check_stack
-from deepsum_jax.data.sensor import PSF_SIGMA, Sensor, check_parameters
+from deepsum_jax.data.sensor import PSF_SIGMA, check_parameters
 from deepsum_jax.systems.robust import agreement, registration
+from deepsum_jax.systems.robust.comparison import (
+    Comparison,
+    compare,
+    cool_frames,
+    register,
+    stack_noise,
+)
 from deepsum_jax.systems.robust.consensus import unusable
 from deepsum_jax.systems.robust.reference_image import (
     Frames,
-    Reference,
     back_project_all,
     mended,
     reference_image,
@@ -40,7 +44,6 @@ from deepsum_jax.systems.robust.reference_image import (
 ITERATIONS = 20  # ≥ 0, in each round
 ROUNDS = 2  # ≥ 1, of weighing
 
-_KNOWN = 0.99  # of what an LR pixel looks at, for the reference to say something there
 _AGREES = 0.15  # of a frame; one that agrees less is asked whether it shows the place at all
 _ALIKE = 0.2  # correlation with the reference, the least of the same place
 _FAR_ALIKE = 0.6  # likewise, for a frame to be recognised far off
@@ -69,45 +72,11 @@ class RobustBackProjection:
     left_out: tuple[tuple[int, str], ...]
 
 
-# --- agreement of a stack
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Comparison:
-    """A frame against an image seen through its sensor."""
-
-    matched: np.ndarray  # [h, w, C] in the reference's brightness
-    difference: np.ndarray  # [h, w, C] to what was expected
-    known: np.ndarray  # [h, w], where frame and reference are reliable
-    use: np.ndarray  # [h, w], where the frame is reliable
-
-
-def _compare(
-    stack: Frames, n: int, sensor: Sensor, image: np.ndarray, clear: np.ndarray
-) -> _Comparison:
-    use = stack.masks[n] & sensor.inside
-    known = use
-    if not clear.all():
-        known = use & (sensor.observe(clear.astype(np.float32)) > _KNOWN)
-    view = sensor.observe(image)
-    matched = np.empty_like(stack.frames[n])
-    for c in range(matched.shape[-1]):
-        gain, offset = agreement.match(stack.frames[n, ..., c], view[..., c], known)
-        matched[..., c] = gain * stack.frames[n, ..., c] + offset
-    return _Comparison(matched, matched - view, known, use)
-
-
-def _noise(stack: Frames, comparisons: Sequence[_Comparison]) -> np.ndarray:
-    """The stack's noise [C]: the calmest frame, or the calmest pair where textures cancel."""
-    single = [agreement.noise_of_frame(f, m) for f, m in zip(stack.frames, stack.masks)]
-    pairs = [agreement.noise_of_pair(c.difference, c.known) for c in comparisons]
-    spread = np.quantile(np.abs(stack.frames[0][stack.masks[0]]), 0.9, axis=0)
-    noise = np.minimum(np.median(single, axis=0), np.min([*pairs, *single], axis=0))
-    return np.asarray(np.maximum(noise, 1e-4 * spread))
+# --- weights
 
 
 def _weigh(
-    comparison: _Comparison, expected: np.ndarray, credit: float, contrast: np.ndarray, leak: float
+    comparison: Comparison, expected: np.ndarray, credit: float, contrast: np.ndarray, leak: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """A frame with its smooth differences taken off [h, w, C], and its weights [h, w]."""
     smooth = agreement.local_offset(comparison.difference, expected, comparison.known)
@@ -128,7 +97,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a.ravel().astype(np.float64), b.ravel().astype(np.float64))[0, 1])
 
 
-def _stranger(stack: Frames, n: int, comparison: _Comparison) -> str:
+def _stranger(stack: Frames, n: int, comparison: Comparison) -> str:
     """Why a frame that hardly agrees has nothing to do with the reference; "" if it has."""
     known = comparison.known
     view = comparison.matched - comparison.difference
@@ -153,18 +122,6 @@ def _stranger(stack: Frames, n: int, comparison: _Comparison) -> str:
 # --- the iteration
 
 
-def _register(stack: Frames, reference: Reference) -> np.ndarray:
-    grey = stack.frames.mean(axis=-1)
-    shifts = registration.coarse_shifts(grey, stack.masks, stack.scale)
-    image = reference.image.mean(axis=-1)
-    for n in range(1, len(grey)):
-        shifts[n] = registration.refine(
-            image, reference.clear, grey[n], stack.masks[n], shifts[n], stack.scale,
-            stack.psf_sigma,
-        )  # fmt: skip
-    return shifts
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Result:
     image: np.ndarray  # [H, W, C]
@@ -176,19 +133,19 @@ class _Result:
 
 def _solve(stack: Frames, shifts: np.ndarray | None, iterations: int, rounds: int) -> _Result:
     reference = reference_image(stack, stack.masks[0], iterations)
-    shifts = _register(stack, reference) if shifts is None else shifts
+    shifts = register(stack, reference) if shifts is None else shifts
     sensors = stack.sensors(shifts)
     numbers = list(range(1, len(stack.frames)))
 
-    def compare(image: np.ndarray) -> dict[int, _Comparison]:
-        return {n: _compare(stack, n, sensors[n], image, reference.clear) for n in numbers}
+    def compared(image: np.ndarray) -> dict[int, Comparison]:
+        return {n: compare(stack, n, sensors[n], image, reference.clear) for n in numbers}
 
-    found = compare(reference.image)
-    noise = _noise(stack, list(found.values()))
+    found = compared(reference.image)
+    noise = stack_noise(stack, list(found.values()))
     if numbers:
         matched = [stack.frames[0], *(found[n].matched for n in numbers)]
         reference = mended(stack, reference, matched, shifts, noise, iterations)
-        found = compare(reference.image)
+        found = compared(reference.image)
     detail = {n: sensors[n].observe(reference.detail) for n in numbers}
 
     def expected(n: int, number: int) -> np.ndarray:
@@ -202,7 +159,7 @@ def _solve(stack: Frames, shifts: np.ndarray | None, iterations: int, rounds: in
     image, own = reference.image, reference.mask.astype(np.float32)
     weights = {0: own}
     for number in range(rounds):
-        found = compare(image) if number else found
+        found = compared(image) if number else found
         frames = [stack.frames[0]]
         for n in numbers:
             frame, weights[n] = _weigh(
@@ -218,7 +175,7 @@ def _solve(stack: Frames, shifts: np.ndarray | None, iterations: int, rounds: in
 
 
 def _admit(
-    stack: Frames, found: dict[int, _Comparison], expected: dict[int, np.ndarray]
+    stack: Frames, found: dict[int, Comparison], expected: dict[int, np.ndarray]
 ) -> tuple[dict[int, float], dict[int, str]]:
     """The credit of each frame that takes part, and why the others do not."""
     agreements, strangers = {}, {}
@@ -303,16 +260,7 @@ def robust_ibp(
     _check(lr, masks, scale, psf_sigma, shifts, iterations, rounds)
     reasons = {n: unusable(f, m) for n, (f, m) in enumerate(zip(lr, masks))}
     kept = [n for n in reasons if n == 0 or not reasons[n]]
-    level = np.median(lr[0][masks[0]], axis=0).astype(np.float64)
-    # About the reference's level, float32 holds the contrast of any brightness.
-    frames = [
-        nearest_reliable((np.where(m[..., None], f, level) - level).astype(np.float32), m)
-        for f, m in zip(lr[kept], masks[kept])
-    ]
-    leak = agreement.point_leak(psf_sigma)
-    cool = [m & ~agreement.hot_pixels(f, m, leak) for f, m in zip(frames, masks[kept])]
-    frames = [nearest_reliable(f, m) for f, m in zip(frames, cool)]
-    stack = Frames(np.stack(frames), np.stack(cool), scale, psf_sigma)
+    stack, level = cool_frames(lr[kept], masks[kept], scale, psf_sigma)
     given = None if shifts is None else np.asarray(shifts, np.float64)[kept]
     result = _solve(stack, given, iterations, rounds)
     image = (result.image + level).astype(np.float32)

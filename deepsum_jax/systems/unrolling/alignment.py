@@ -9,10 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from deepsum_jax.data.aligned import Aligned
-from deepsum_jax.data.fill import nearest_reliable
 from deepsum_jax.systems.robust import agreement
-from deepsum_jax.systems.robust.back_projection import _compare, _noise, _register
-from deepsum_jax.systems.robust.reference_image import Frames, mended, reference_image
+from deepsum_jax.systems.robust.comparison import compare, cool_frames, register, stack_noise
+from deepsum_jax.systems.robust.reference_image import mended, reference_image
 
 _STEPS = 20  # back-projections of the reference alone
 _NOISY = 3.0  # of the noise: the least contrast that is taken as the unit
@@ -30,24 +29,14 @@ def align(lr: np.ndarray, masks: np.ndarray, scale: int, psf_sigma: float) -> Al
       scale: r.
       psf_sigma: deviation of the sensor's Gaussian, LR pixels.
     """
-    level = np.median(lr[0][masks[0]]).astype(np.float64)
-    frames = [
-        nearest_reliable((np.where(m[..., None], f, level) - level).astype(np.float32), m)
-        for f, m in zip(lr, masks)
-    ]
-    leak = agreement.point_leak(psf_sigma)
-    cool = [m & ~agreement.hot_pixels(f, m, leak) for f, m in zip(frames, masks)]
-    cool[0] = cool[0] if cool[0].any() else masks[0]
-    frames = [nearest_reliable(f, m) for f, m in zip(frames, cool)]
-    stack = Frames(np.stack(frames), np.stack(cool), scale, psf_sigma)
+    stack, level = cool_frames(lr, masks, scale, psf_sigma)
     reference = reference_image(stack, stack.masks[0], _STEPS)
-    shifts = _register(stack, reference)
+    shifts = register(stack, reference)
     sensors = stack.sensors(shifts)
     found = [
-        _compare(stack, n, sensors[n], reference.image, reference.clear)
-        for n in range(1, len(frames))
+        compare(stack, n, sensors[n], reference.image, reference.clear) for n in range(1, len(lr))
     ]
-    noise = _noise(stack, found)
+    noise = stack_noise(stack, found)
     matched = [stack.frames[0], *(f.matched for f in found)]
     own = stack.masks[0]
     if found:
@@ -55,14 +44,13 @@ def align(lr: np.ndarray, masks: np.ndarray, scale: int, psf_sigma: float) -> Al
         own = whole.mask
         view = stack.sensors(np.zeros((1, 2)))[0].observe(whole.image)
         matched[0] = np.where(own[..., None], matched[0], view)
-    contrast = max(
-        float(agreement.contrast(stack.frames[0], stack.masks[0])[0]), _NOISY * float(noise[0])
-    )
+    spread = agreement.contrast(stack.frames[0], stack.masks[0])[0]
+    contrast = max(float(spread), _NOISY * float(noise[0])) or 1.0  # of a flat frame, any
     return Aligned(
         np.stack(matched)[..., 0] / np.float32(contrast),
         np.stack([own, *stack.masks[1:]]),
         shifts.astype(np.float32),
         np.asarray(noise[0] / contrast, np.float32),
-        np.asarray(level),
+        np.asarray(level[0]),
         np.asarray(contrast),
     )
