@@ -40,15 +40,15 @@ def cool_frames(
     return Frames(np.stack(frames), np.stack(cool), scale, psf_sigma), level
 
 
-def register(stack: Frames, reference: Reference) -> np.ndarray:
-    """Shifts [N, 2] of frames on the reference's image, HR pixels."""
+def register(stack: Frames, reference: Reference, steps: int = registration.STEPS) -> np.ndarray:
+    """Shifts [N, 2] of frames on the reference's image, HR pixels, in so many steps at most."""
     grey = stack.frames.mean(axis=-1)
     shifts = registration.coarse_shifts(grey, stack.masks, stack.scale)
     image = reference.image.mean(axis=-1)
     for n in range(1, len(grey)):
         shifts[n] = registration.refine(
             image, reference.clear, grey[n], stack.masks[n], shifts[n], stack.scale,
-            stack.psf_sigma,
+            stack.psf_sigma, steps,
         )  # fmt: skip
     return shifts
 

@@ -14,7 +14,7 @@ from deepsum_jax.data.sensor import make_sensor
 from deepsum_jax.systems.robust import agreement
 
 _OVERLAP = 16  # pixels in common, the fewest that tell a shift
-_STEPS = 5  # Gauss-Newton
+STEPS = 5  # Gauss-Newton
 _STILL = 0.01  # HR pixels; a smaller step is the last
 _DELTA = 0.5  # HR pixels, of the difference quotients
 _SEEN = 0.99  # of what an LR pixel looks at, for the pixel to count
@@ -39,7 +39,7 @@ def far_shift(frames: np.ndarray, masks: np.ndarray, scale: int) -> np.ndarray:
 
 def refine(
     image: np.ndarray, clear: np.ndarray, frame: np.ndarray, mask: np.ndarray, shift: np.ndarray,
-    scale: int, psf_sigma: float, steps: int = _STEPS,
+    scale: int, psf_sigma: float, steps: int = STEPS,
 ) -> np.ndarray:  # fmt: skip
     """A frame's shift by robust Gauss-Newton through the sensor.
 

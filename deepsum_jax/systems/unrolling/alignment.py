@@ -14,6 +14,7 @@ from deepsum_jax.systems.robust.comparison import compare, cool_frames, register
 from deepsum_jax.systems.robust.reference_image import mended, reference_image
 
 _STEPS = 20  # back-projections of the reference alone
+_ROUGHLY = 2  # Gauss-Newton steps of registration, which the network refines on a sharper image
 _NOISY = 3.0  # of the noise: the least contrast that is taken as the unit
 
 
@@ -31,7 +32,7 @@ def align(lr: np.ndarray, masks: np.ndarray, scale: int, psf_sigma: float) -> Al
     """
     stack, level = cool_frames(lr, masks, scale, psf_sigma)
     reference = reference_image(stack, stack.masks[0], _STEPS)
-    shifts = register(stack, reference)
+    shifts = register(stack, reference, _ROUGHLY)
     sensors = stack.sensors(shifts)
     found = [
         compare(stack, n, sensors[n], reference.image, reference.clear) for n in range(1, len(lr))

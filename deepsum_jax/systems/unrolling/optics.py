@@ -48,15 +48,13 @@ def axis_matrix(count: int, scale: int, shift: Array, psf_sigma: float) -> Array
     size, sigma = scale * count, scale * psf_sigma
     centre = scale * jnp.arange(count) + (scale - 1) / 2 + shift
 
-    def below(at: Array) -> Array:
-        return ndtr((at - centre[:, None]) / sigma)
-
-    grid = jnp.arange(size, dtype=centre.dtype)
-    inner = below(grid + scale / 2) - below(grid - scale / 2)
+    # The Gaussian's integral up to the edges of HR pixels and of what lies r apart from them.
+    edges = jnp.arange(size + scale, dtype=centre.dtype) - scale / 2
+    below = ndtr((edges - centre[:, None]) / sigma)
+    inner = below[:, scale:] - below[:, :-scale]
     # What lies beyond an end falls on its pixel; differences r apart telescope to r terms.
-    steps = jnp.arange(scale, dtype=centre.dtype)
-    first = below(scale / 2 - steps).sum(axis=1)
-    last = (1 - below(size - 1 - scale / 2 + steps)).sum(axis=1)
+    first = below[:, 1 : scale + 1].sum(axis=1)
+    last = scale - below[:, size - 1 : size + scale - 1].sum(axis=1)
     return inner.at[:, 0].set(first).at[:, -1].set(last) / scale
 
 
