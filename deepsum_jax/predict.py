@@ -26,6 +26,7 @@ from deepsum_jax.data.frames import MAX_FRAMES, reference_frame
 from deepsum_jax.data.scene import check_stack, with_channels
 from deepsum_jax.data.serving import Chosen, choose_frames
 from deepsum_jax.data.stackfile import check_output, read_input, write_output
+from deepsum_jax.systems.ensemble import self_ensemble
 from deepsum_jax.systems.system import Stack, SuperResolved
 from deepsum_jax.systems.table import system_of
 
@@ -119,7 +120,12 @@ def frames_in_use(
 def super_resolve(bundle: Bundle, stack: Stack, compute: Compute = Compute()) -> SuperResolved:
     """What the bundle's system makes of the frames that are used; C is the bundle's."""
     system = system_of(bundle.config)
-    return system.super_resolve(bundle.params, stack, bundle.config, compute)
+    plain = dataclasses.replace(compute, self_ensemble=False)
+
+    def run(stack: Stack) -> SuperResolved:
+        return system.super_resolve(bundle.params, stack, bundle.config, plain)
+
+    return self_ensemble(run, stack) if compute.self_ensemble else run(stack)
 
 
 def _joined(bands: Sequence[SuperResolved]) -> SuperResolved:
@@ -197,7 +203,8 @@ def predict(
       return_details: return a `Prediction` instead of the image alone.
       max_frames: how many of the clearest frames to use at most; 1 uses the reference alone. By
         default 15, or the network's N if that is more.
-      compute: what to compute with: dtype, precision, formulation of the operators.
+      compute: what to compute with: dtype, precision, formulation of the operators; and whether
+        to take the mean over flips and quarter turns, at eight times the cost.
 
     Returns:
       float32 [r·h, r·w], or [r·h, r·w, C] for a stack with channels; raw units, unclipped.

@@ -78,8 +78,8 @@ def scenes(
 def ship(workdir: Path, output: Path, bundle: Any) -> None:
     """Writes a trained bundle in half precision, with how it came about."""
     half = jax.tree.map(lambda x: np.asarray(x, np.float16), bundle.params)
-    # Training scenes name their reference; users' stacks need not.
-    info = dataclasses.replace(bundle.info, reference="clearest")
+    # Training scenes name their reference, and are filed under one band; users' stacks need not.
+    info = dataclasses.replace(bundle.info, reference="clearest", bands=())
     save_params(output, bundle.replace(params=half, info=info))
     for name in ("config.json", "metrics.jsonl"):
         with files.written_aside(output / name) as aside:

@@ -54,6 +54,7 @@ class Compute(Section):
     # Formulation of the operators; all give equal values. "plain" runs without `kernels`.
     backend: Backend = "auto"
     rematerialize: bool = False  # training computes layers again in place of keeping them
+    self_ensemble: bool = False  # prediction takes the mean over flips and quarter turns
 
 
 _COMPUTE = tuple(f.name for f in dataclasses.fields(Compute))

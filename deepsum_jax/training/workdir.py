@@ -25,6 +25,7 @@ _OFTEN = ("log", "validate", "checkpoint")
 MAY_CHANGE = (
     "compute.backend",
     "compute.rematerialize",
+    "compute.self_ensemble",
     "data.cache",
     *(f"{stage}.{often}_every" for stage in stages.NAMES for often in _OFTEN),
 )
@@ -112,7 +113,8 @@ def check_config(workdir: Path, config: TrainConfig) -> None:
         raise ValueError(
             f"{workdir}: belongs to another configuration ({'; '.join(differences[:3])}); use "
             "another --workdir. What may change: how often is logged, validated and saved, "
-            "compute.backend, compute.rematerialize, and more steps at a constant rate"
+            "compute.backend, compute.rematerialize, compute.self_ensemble, and more steps at a "
+            "constant rate"
         )
 
 
