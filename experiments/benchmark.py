@@ -35,6 +35,7 @@ import numpy as np
 from deepsum_jax import Bundle, cli, files, predict
 from deepsum_jax.bundle import package_version
 from deepsum_jax.config import PRESETS, TrainConfig, override, preset
+from deepsum_jax.data.aligned import Aligned
 from deepsum_jax.data.inputs import View
 from deepsum_jax.data.patches import Patches, make_iterator, synthetic_shifts
 from deepsum_jax.data.prepare import PreparedScene
@@ -58,6 +59,8 @@ _CPU_PRODUCT, _ACCELERATOR_PRODUCT = (82_944, 576, 64), (8_192, 8_192, 8_192)
 def step_work(stage: Stage, config: TrainConfig, batch: int) -> float:
     """Nominal operations of a training step: three times its forward pass, where it trains."""
     model, side = config.model, config.data.patch_size
+    if stage.view == "aligned":
+        return 3 * batch * system_of(model).work(model, side, side, model.num_frames)
     whole = nominal_work(model, side, side)
     one_frame = whole.sisrnet / model.num_frames
     if stage.name == "sisrnet":
@@ -77,6 +80,16 @@ def _noise(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 def _batch(stage: Stage, config: TrainConfig, size: int) -> dict[str, np.ndarray]:
     rng, model, side = np.random.default_rng(0), config.model, config.data.patch_size
+    if stage.view == "aligned":
+        lr_side = side // model.scale
+        return {
+            "frames": _noise(rng, size, model.num_frames, lr_side, lr_side, 1),
+            "masks": rng.random((size, model.num_frames, lr_side, lr_side, 1)) < 0.9,
+            "frame_shifts": _noise(rng, size, model.num_frames, 2),
+            "noise": np.full(size, 0.1, np.float32),
+            "hr": _noise(rng, size, side, side, 1),
+            "hr_mask": rng.random((size, side, side, 1)) < 0.9,
+        }
     frames = model.num_frames if stage.view == "stacks" else 1
     batch = {"images": _noise(rng, size, frames, side, side, model.channels)}
     if stage.view == "shifts":
@@ -140,12 +153,16 @@ def _prepared(config: TrainConfig, patches: int = 64) -> PreparedScene:
     rng, model = np.random.default_rng(0), config.model
     stack, masks = _scene(config, 2 * model.num_frames)
     side = _SCENE * model.scale
+    shifts = np.zeros((len(stack), 2), np.float32)
+    one = np.ones(())
+    aligned = Aligned(stack.astype(np.float32), masks, shifts, one.astype(np.float32), 0 * one, one)
     corners = rng.integers(0, _SCENE - config.data.patch_size // model.scale, (patches, 2))
     return PreparedScene(
         name="random", band="NIR", lr=stack[..., None].repeat(model.channels, -1), masks=masks,
         shifts=np.zeros((len(stack), 2), np.int32), hr=_noise(rng, side, side, model.channels),
         hr_mask=rng.random((side, side)) < 0.9, corners=corners.astype(np.int32),
         members=np.arange(model.num_frames, dtype=np.int32)[None].repeat(patches, 0),
+        aligned=aligned,
     )  # fmt: skip
 
 

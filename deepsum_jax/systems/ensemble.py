@@ -37,13 +37,13 @@ def self_ensemble(run: Callable[[Stack], SuperResolved], stack: Stack) -> SuperR
 
     def mean(images: Sequence[np.ndarray | None]) -> np.ndarray | None:
         back = [turned_back(x, n, (0, 1)) for n, x in zip(CODES, images) if x is not None]
-        return np.mean(back, axis=0, dtype=np.float32) if len(back) == len(results) else None
+        return np.asarray(np.mean(back, axis=0), np.float32) if len(back) == len(results) else None
 
     image = mean([r.image for r in results])
     assert image is not None
     return results[0]._replace(
         image=image,
-        weights=np.mean([r.weights for r in results], axis=0, dtype=np.float32),
+        weights=np.asarray(np.mean([r.weights for r in results], axis=0), np.float32),
         standard_error=mean([r.standard_error for r in results]),
         frames_per_pixel=mean([r.frames_per_pixel for r in results]),
     )
