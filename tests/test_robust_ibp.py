@@ -18,7 +18,7 @@ from deepsum_jax.simulation.wald import WaldConfig, cut_scenes
 from deepsum_jax.systems.ibp import ibp
 from deepsum_jax.systems.robust import agreement
 from deepsum_jax.systems.robust.back_projection import RobustBackProjection, robust_ibp
-from deepsum_jax.systems.robust.consensus import choose_reference
+from deepsum_jax.systems.robust.consensus import ReferenceChoice, choose_reference
 from deepsum_jax.systems.robust_ibp import preferred_reference
 
 REAL = Path(__file__).parents[1].parent / "shared" / "real" / "naip-dakota"
@@ -307,11 +307,24 @@ def test_a_few_pixels_do_not_outweigh_all_others(kind: str) -> None:
     assert frames_in_use(bundle, lr, few, 3, explicit=True).kept[0] == 3
 
 
-def test_frames_that_share_nothing_contradict_none() -> None:
-    lr = np.stack([looks(ground(seed=n))[0] for n in range(5)])
-    masks = clear(lr)
-    masks[1:, 0, 0] = False
-    assert preferred_reference(lr, masks, ModelConfig(system="robust_ibp")) == 0
+def test_a_few_pixels_outweigh_ground_that_changed() -> None:
+    """A reference of another day is no outlier to be given up, though it steps back in a tie."""
+    lr, masks = looks(ground()), clear(looks(ground()))
+    lr[3, :, 20:] = looks(ground(seed=4))[3, :, 20:]
+    assert choose_reference(lr, masks, 3).order[-1] == 3
+    masks[np.arange(7) != 3, 0, :3] = False
+    assert choose_reference(lr, masks, 3).order[-1] == 3
+    assert preferred_reference(lr, masks, ModelConfig(system="robust_ibp")) == 3
+
+
+@pytest.mark.parametrize(
+    ("agreement", "told"),
+    [([0.02, 0.1, 0.12, 0.1], False), ([0.1, 0.6, 0.7, 0.6], True), ([0.4, 0.6, 0.7, 0.6], False)],
+)
+def test_frames_that_share_nothing_contradict_none(agreement: list[float], told: bool) -> None:
+    found = np.array(agreement)
+    choice = ReferenceChoice((1, 2, 3, 0), found, np.ones(4), np.ones(4), ())
+    assert choice.contradicts(0) is told
 
 
 def test_frames_that_are_there_twice() -> None:
