@@ -216,6 +216,8 @@ class Unrolled(nn.Module):
         self, difference: Array, expected: Array, use: Array, optics: Optics, noise: Array
     ) -> Array:
         """[N, h, w], the reference's being 1 where it is reliable."""
+        if len(use) == 1:
+            return use
         known = optics.observe(jnp.repeat(jnp.repeat(use[0], self.scale, 0), self.scale, 1))
         square = _box(use * jnp.square(difference)) / jnp.maximum(_box(use), 1 / 18)
         ratio = square / jnp.square(expected)
