@@ -73,8 +73,15 @@ class MaskedCorrelation:
 
         (0, 0) where the two have too few reliable pixels in common, or are flat.
         """
+        return self._shift(self._spectra(frame, mask))
+
+    def shift_of(self, other: MaskedCorrelation) -> tuple[int, int]:
+        """The same for another correlation's reference, of the same shape and search."""
+        return self._shift(other._reference)
+
+    def _shift(self, spectra: list[np.ndarray]) -> tuple[int, int]:
         m_r, r, rr = self._reference
-        m_f, f, ff = (np.conj(s) for s in self._spectra(frame, mask))
+        m_f, f, ff = (np.conj(s) for s in spectra)
         window = np.arange(-self.search, self.search + 1)
 
         def total(a: np.ndarray, b: np.ndarray) -> np.ndarray:

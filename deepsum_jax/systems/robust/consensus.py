@@ -153,16 +153,14 @@ def _consensus(frames: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.nd
     contrast = np.maximum(contrast, np.maximum(noise, 1e-12))
     grey = frames.mean(axis=-1)
     found: list[list[_Pair]] = [[] for _ in frames]
-    for first, pairs in itertools.groupby(_partners(count), key=lambda pair: pair[0]):
-        correlation = MaskedCorrelation(grey[first], masks[first])
-        for _, second in pairs:
-            shift = correlation.shift(grey[second], masks[second])
-            pair = _compare(
-                (frames[first], frames[second]), (masks[first], masks[second]), shift, noise,
-                contrast,
-            )  # fmt: skip
-            found[first].append(pair)
-            found[second].append(pair)
+    correlations = [MaskedCorrelation(g, m) for g, m in zip(grey, masks)]
+    for first, second in _partners(count):
+        shift = correlations[first].shift_of(correlations[second])
+        pair = _compare(
+            (frames[first], frames[second]), (masks[first], masks[second]), shift, noise, contrast
+        )
+        found[first].append(pair)
+        found[second].append(pair)
     agreements = [np.mean(sorted(p.agreement for p in row)[len(row) // 2 :]) for row in found]
     distances = [np.exp(np.mean([np.log(p.distance) for p in row]) / 2) for row in found]
     return np.array(agreements), np.array(distances)

@@ -12,6 +12,7 @@ where none does the image is the reference's own, exactly.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -20,7 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from deepsum_jax.config import Compute
-from deepsum_jax.model.layers import Conv
+from deepsum_jax.model import ops
+from deepsum_jax.model.layers import Conv, LinearParams
 from deepsum_jax.systems.unrolling.optics import (
     Optics,
     enlarge_axis,
@@ -69,11 +71,28 @@ class Trunk(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
         x = Conv(self.features, 3, self.compute, name="enter")(x)
-        for n in range(self.blocks):
-            y = nn.relu(Conv(self.features, 3, self.compute, name=f"first{n}")(nn.relu(x)))
-            x = x + Conv(self.features, 3, self.compute, name=f"second{n}")(y)
+        if self.blocks:
+            # One body for all blocks: it is compiled once.
+            x, _ = lax.scan(functools.partial(_block, self.compute), x, self._stacked())
         x = nn.relu(x)
         return x, Conv(self.leaving, 3, self.compute, name="leave")(x)
+
+    def _stacked(self) -> tuple[Array, ...]:
+        """Kernels and biases of the blocks' first and second convolutions, each [blocks, …]."""
+        shape = (3, 3, self.features, self.features)
+        layers = [
+            [LinearParams(shape, self.compute, name=f"{which}{n}")() for n in range(self.blocks)]
+            for which in ("first", "second")
+        ]
+        return tuple(jnp.stack(parts) for layer in layers for parts in zip(*layer))
+
+
+def _block(compute: Compute, x: Array, layers: tuple[Array, ...]) -> tuple[Array, None]:
+    """A residual block: [B, h, w, F], and kernels and biases of its two convolutions."""
+    first, first_bias, second, second_bias = (part.astype(compute.dtype) for part in layers)
+    convolve = functools.partial(ops.conv2d, precision=compute.precision, backend=compute.backend)
+    y = nn.relu(convolve(nn.relu(x), first) + first_bias)
+    return x + convolve(y, second) + second_bias, None
 
 
 class Agreement(nn.Module):
@@ -149,20 +168,21 @@ class Unrolled(nn.Module):
             return make_optics(shape, shifts, r, self.psf_sigma)
 
         own, features, detail = self._own_image(frames[0], use[0], looking(shifts), noise)
+        expected = self._expected(detail, looking(shifts), noise)
         for _ in range(REGISTERED):
             optics = looking(shifts)
-            difference, expected = self._differences(frames, use, own, detail, optics, noise)
+            difference = self._differences(frames, use, own, expected, optics)
             belief = use / jnp.square(1 + jnp.square(difference / (3 * expected)))
             shifts = shifts + moves(own, difference, belief, optics)
         optics = looking(shifts)
-        difference, expected = self._differences(frames, use, own, detail, optics, noise)
+        difference = self._differences(frames, use, own, expected, optics)
         weights = self._weights(difference, expected, use, optics, noise)
         if self.iterations:  # a sharper image registers better
             step = self._back_projected(difference, weights, optics, FIRST_STEPS)
             left = difference - optics.observe(step)
             shifts = shifts + moves(own + step, left, weights, optics)
             optics = looking(shifts)
-            difference, _ = self._differences(frames, use, own, detail, optics, noise)
+            difference = self._differences(frames, use, own, expected, optics)
         return self._fused(own, features, difference, weights, optics, detail, noise)
 
     def _own_image(
@@ -193,14 +213,16 @@ class Unrolled(nn.Module):
         own = image + shuffle(added[0], r)
         return own, features[0], _box(unshuffle(jnp.square(own - plain), r).mean(axis=-1))
 
-    def _differences(
-        self, frames: Array, use: Array, own: Array, detail: Array, optics: Optics, noise: Array
-    ) -> tuple[Array, Array]:
-        """What each frame shows besides the own image [N, h, w], less what changes smoothly, and
-        how much it may differ by [N, h, w]."""
-        difference = frames - optics.observe(own)
+    def _expected(self, detail: Array, optics: Optics, noise: Array) -> Array:
+        """How much a frame may differ from the own image, [N, h, w]."""
         spread = jnp.repeat(jnp.repeat(detail, self.scale, 0), self.scale, 1)
-        expected = jnp.sqrt(noise**2 + _DETAIL**2 * jnp.maximum(optics.observe(spread), 0))
+        return jnp.sqrt(noise**2 + _DETAIL**2 * jnp.maximum(optics.observe(spread), 0))
+
+    def _differences(
+        self, frames: Array, use: Array, own: Array, expected: Array, optics: Optics
+    ) -> Array:
+        """What each frame shows besides the own image, less what changes smoothly: [N, h, w]."""
+        difference = frames - optics.observe(own)
         size = jnp.sum(use * jnp.abs(difference), axis=(1, 2)) / (use.sum(axis=(1, 2)) + 1)
         width = 6 * expected + size[:, None, None]
         weight = use / (1 + jnp.square(difference / width))
@@ -210,7 +232,7 @@ class Unrolled(nn.Module):
             return jnp.einsum("hk,nkl,wl->nhw", rows, x, columns, optimize="optimal")
 
         smooth = smoothed(weight * difference) / jnp.maximum(smoothed(weight), 1e-3)
-        return difference - smooth.at[0].set(0.0), expected
+        return difference - smooth.at[0].set(0.0)
 
     def _weights(
         self, difference: Array, expected: Array, use: Array, optics: Optics, noise: Array
