@@ -12,7 +12,7 @@ from helpers import landscape
 
 from deepsum_jax import Bundle, ModelConfig, predict
 from deepsum_jax.config import SimulationConfig
-from deepsum_jax.data.doubts import doubts, frames_last
+from deepsum_jax.data.doubts import doubts, frames_last, level_jump
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.simulation.changing import simulate_changing_scene
 from deepsum_jax.simulation.steady import simulate_scene
@@ -83,6 +83,31 @@ def test_masks_that_are_right_though_they_hide_most() -> None:
     assert said(lake, shown) == []
 
 
+def test_masks_that_are_right_though_they_hide_most_and_clouds() -> None:
+    rng = np.random.default_rng(5)
+    lr = 2000 + rng.normal(0, 10, (5, 40, 40))
+    masks = np.ones(lr.shape, bool)
+    masks[:, :, 20:] = False
+    for n in range(5):
+        masks[n, 8 * n : 8 * n + 8] = False
+    lr[~masks] += rng.uniform(3000, 9000, np.count_nonzero(~masks))
+    assert (~masks).mean() > 0.5
+    assert said(lr, masks) == []
+    lr = 2000 + rng.normal(0, 10, lr.shape)  # what is hidden is like what is shown
+    (doubt,) = said(lr, rng.random(lr.shape) < 0.4)
+    assert "hide most of the stack (60%)" in doubt
+
+
+def test_inverted_masks_of_few_values_and_few_frames() -> None:
+    """A value that is common where masks show is no code, however common where they hide."""
+    lr = np.random.default_rng(6).integers(100, 103, (1, 40, 40)).astype(np.uint8)
+    masks = np.zeros(lr.shape, bool)
+    masks[0, :, :10] = True
+    (doubt,) = said(lr, masks)
+    assert "hide most of the stack (75%)" in doubt
+    assert said(lr, ~masks) == []
+
+
 def test_predict_says_that_masks_hide_most() -> None:
     lr = 1000.0 + np.random.default_rng(0).normal(0, 100, (2, 12, 12))
     masks = np.zeros(lr.shape, bool)
@@ -110,6 +135,69 @@ def test_a_level_that_jumps(frames: int, high: list[int]) -> None:
     assert any("higher" in d for d in said(jumped, masks))
 
 
+def test_fields_that_change_are_no_offset() -> None:
+    """Most of the ground rises by far more than it differs; a fifth of it stays."""
+    rng = np.random.default_rng(2)
+    lr = 1500 + 5 * (landscape(32, 32) - 60) + rng.normal(0, 20, (8, 32, 32))
+    masks = rng.random(lr.shape) < 0.9
+    ripe = lr.copy()
+    ripe[4:, :26] += 1000
+    assert said(ripe, masks) == []
+    ripe[4:, 26:] += 800
+    (doubt,) = said(ripe, masks)
+    assert "frames 4, 5, 6, 7 (of 0 to 7) lie about" in doubt
+    never = np.ones_like(masks)
+    never[:4, :16], never[4:, 16:] = False, False  # no pixel that both show
+    assert said(ripe, never) == []
+
+
+def test_one_frame_that_lies_higher_is_called_one() -> None:
+    lr = np.full((5, 32, 32), 1500.0) + np.random.default_rng(3).normal(0, 20, (5, 32, 32))
+    masks = np.ones(lr.shape, bool)
+    lr[3] += 1000
+    (doubt,) = said(lr, masks)
+    assert doubt.startswith("frame 3 (of 0 to 4) lies about")
+    many = np.repeat(lr[:1], 20, axis=0) + np.arange(20)[:, None, None]
+    many[9:] += 1000
+    (doubt,) = said(many, np.ones(many.shape, bool))
+    assert "frames 9, 10, 11, 12, 13, 14, 15, 16 … (of 0 to 19) lie about" in doubt
+
+
+@pytest.mark.parametrize(
+    ("levels", "deviation", "noise", "jumps"),
+    [
+        ([0, 160, 320, 900, 1060, 1220], 100, 5, False),  # 6 spreads
+        ([0, 75, 150, 900, 975, 1050], 100, 5, True),
+        ([0, 10, 600, 610], 500, 5, True),  # more than half a frame's own deviation
+        ([0, 50, 600, 650], 500, 5, False),  # 15 spreads of four frames tell little
+        ([0, 10, 5, 600], 500, 5, False),  # one frame alone
+        ([0, 10, 5, 1200], 500, 5, True),
+        ([0, 0, 0, 150, 150, 150], 500, 5, False),
+        ([0] * 15 + [500] * 15, 10, 300, False),  # of frames so unlike
+        ([0] * 15 + [500] * 15, 10, 100, True),
+        ([0] * 20 + [200, 400] + [590] * 20, 10, 5, False),  # no gap between two groups
+    ],
+)
+def test_how_far_levels_must_lie_apart(
+    levels: list[int], deviation: int, noise: int, jumps: bool
+) -> None:
+    rng = np.random.default_rng(8)
+    ground = 1500 + rng.normal(0, deviation, 1600)
+    x = ground + np.array(levels)[:, None] + rng.normal(0, noise, (len(levels), 1600))
+    assert (level_jump(x, np.ones(x.shape, bool)) is not None) is jumps
+    # Wherever clouds lie: each frame is held against what it shows itself.
+    assert (level_jump(x, rng.random(x.shape) < 0.5) is not None) is jumps
+    few = np.ones(x.shape, bool)
+    few[np.array(levels) > 100, 15:] = False  # too few pixels to tell a level
+    assert level_jump(x, few) is None
+
+
+def test_a_jump_in_one_band() -> None:
+    lr = 1500 + np.random.default_rng(9).normal(0, 20, (6, 32, 32, 2))
+    lr[3:, ..., 1] += 1000
+    assert len(said(lr, np.ones(lr.shape[:3], bool))) == 1
+
+
 def test_jumps_are_seen_in_bands_and_simulated_scenes() -> None:
     seen = 0
     for scene in scenes(contrast=0.5):
@@ -122,5 +210,5 @@ def test_jumps_are_seen_in_bands_and_simulated_scenes() -> None:
 def test_frames_as_the_last_axis() -> None:
     doubt = frames_last((64, 64, 9, 1))
     assert doubt is not None and "np.moveaxis(stack, -1, 0)" in doubt
-    for shape in ((9, 64, 64, 1), (40, 16, 16, 1), (64, 64, 32, 1), (100, 1, 1, 1), (9, 64, 3, 3)):
+    for shape in ((9, 64, 64, 1), (40, 16, 16, 1), (64, 64, 32, 1), (64, 64, 1, 1), (9, 64, 3, 3)):
         assert frames_last(shape) is None

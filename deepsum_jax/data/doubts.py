@@ -6,12 +6,15 @@ whoever called decides what becomes of it. All work on a sample of the pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 _SAMPLE = 20_000  # pixels of each frame, spread over it, that are looked at
 _FEW = 16  # pixels that say nothing
 # How many spreads a jump must have where few degrees of freedom say what the spread is; else 6.
 _SURE = {2: 20, 3: 12, 4: 8}
+_NEARLY_ALL = 0.9  # of the pixels that an offset raises, even over ground that changes
 _ADVICE = (
     "masks are True (non-zero) where a pixel is reliable; if yours mark clouds, invert them, as "
     "~masks or masks == 0"
@@ -149,12 +152,25 @@ def _levels(x: np.ndarray, clear: np.ndarray) -> tuple[np.ndarray, float, float]
     return levels, 1.4826 * float(np.median(deviations)), 1.4826 * float(np.median(left))
 
 
+def _everywhere(x: np.ndarray, clear: np.ndarray, groups: Sequence[np.ndarray]) -> float:
+    """By how much nearly all pixels of the second group of frames lie higher than the first's.
+
+    Fields that ripen or are ploughed change many pixels, and by unlike amounts; an offset is added
+    to all.
+    """
+    seen = np.where(clear & np.isfinite(x), x, np.nan)
+    both = np.logical_and(*(np.isfinite(seen[g]).any(axis=0) for g in groups))
+    low, high = (np.nanmedian(seen[g][:, both], axis=0) for g in groups)
+    return float(np.quantile(high - low, 1 - _NEARLY_ALL)) if both.any() else 0.0
+
+
 def level_jump(x: np.ndarray, clear: np.ndarray) -> str | None:
     """A doubt where frames fall into two groups whose levels lie far apart.
 
     Far is six times the spread within the groups, and more than frames differ by themselves:
     half their own deviation, or twice where too few frames tell a spread or one stands alone; and
-    three times what is left of a frame less the stack's image.
+    three times what is left of a frame less the stack's image. And nearly all pixels rise by
+    half of it.
 
     Args:
       x: [T, P].
@@ -178,6 +194,8 @@ def level_jump(x: np.ndarray, clear: np.ndarray) -> str | None:
     sure = several and jump > _SURE.get(freedom, 6) * spread
     least = (0.5 if sure else 2) * deviation
     if not jump > max(6 * spread, least, 3 * left) or gaps[cut - 1] < jump / 2:
+        return None
+    if _everywhere(x, clear, (low, high)) < jump / 2:
         return None
     names = ", ".join(str(n) for n in sorted(high)[:8]) + (" …" if len(high) > 8 else "")
     plural = "s" if len(high) > 1 else ""
