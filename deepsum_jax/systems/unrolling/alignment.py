@@ -31,8 +31,9 @@ def align(lr: np.ndarray, masks: np.ndarray, scale: int, psf_sigma: float) -> Al
       psf_sigma: deviation of the sensor's Gaussian, LR pixels.
     """
     level = np.median(lr[0][masks[0]]).astype(np.float64)
+    unit = _unit(lr[0][masks[0]] - level)
     frames = [
-        nearest_reliable((np.where(m[..., None], f, level) - level).astype(np.float32), m)
+        nearest_reliable(((np.where(m[..., None], f, level) - level) / unit).astype(np.float32), m)
         for f, m in zip(lr, masks)
     ]
     leak = agreement.point_leak(psf_sigma)
@@ -55,14 +56,20 @@ def align(lr: np.ndarray, masks: np.ndarray, scale: int, psf_sigma: float) -> Al
         own = whole.mask
         view = stack.sensors(np.zeros((1, 2)))[0].observe(whole.image)
         matched[0] = np.where(own[..., None], matched[0], view)
-    contrast = max(
-        float(agreement.contrast(stack.frames[0], stack.masks[0])[0]), _NOISY * float(noise[0])
-    )
+    own_contrast = float(agreement.contrast(stack.frames[0], stack.masks[0])[0])
+    contrast = max(own_contrast, _NOISY * float(noise[0])) or 1.0
     return Aligned(
         np.stack(matched)[..., 0] / np.float32(contrast),
         np.stack([own, *stack.masks[1:]]),
         shifts.astype(np.float32),
         np.asarray(noise[0] / contrast, np.float32),
         np.asarray(level),
-        np.asarray(contrast),
+        np.asarray(contrast * unit),
     )
+
+
+def _unit(values: np.ndarray) -> float:
+    """How large values [pixels, 1] about their level are: a scale that goes with their own."""
+    low, high = np.quantile(values, (0.1, 0.9))
+    # Most of a frame may have one value; all of it looks the same in any unit.
+    return float(high - low) or float(values.std()) or 1.0
