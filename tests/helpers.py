@@ -13,10 +13,24 @@ import numpy as np
 import pytest
 
 from deepsum_jax import Bundle, ModelConfig, cli
-from deepsum_jax.config import Compute
+from deepsum_jax.config import Compute, Settings
 from deepsum_jax.systems.table import init_params
 
 TINY = ModelConfig(num_frames=3, features=4, filter_size=5, sisrnet_layers=2)
+UNROLLED = ModelConfig(
+    system="unrolled",
+    num_frames=3,
+    options=Settings(
+        {
+            "features": 6,
+            "own_blocks": 1,
+            "blocks": 1,
+            "agreement_features": 4,
+            "iterations": 2,
+            "truth": "grid",
+        }
+    ),
+)
 FAST = Compute(backend="plain")  # compiles in a third of the time of the CPU's formulations
 
 
@@ -43,6 +57,13 @@ def landscape(height: int, width: int, seed: int = 0) -> np.ndarray:
     y, x = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]
     image = np.fft.ifft2(spectrum / (0.04 + np.hypot(y, x)) ** 1.5).real
     return 60 + 20 * (image - image.mean()) / image.std()
+
+
+def fields(side: int, seed: int = 0) -> np.ndarray:
+    """Fields with sharp edges on smooth relief, 6000 ± 600."""
+    rng = np.random.default_rng(seed)
+    parcels = np.kron(rng.normal(0, 500, (side // 9 + 2, side // 9 + 2)), np.ones((9, 9)))
+    return 6000 + 10 * (landscape(side, side, seed) - 60) + parcels[3 : 3 + side, 2 : 2 + side]
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -502,9 +502,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     original = datasets.prepare_scene
 
-    def counted(scene: Scene, model: ModelConfig, data: DataConfig) -> PreparedScene:
+    def counted(scene: Scene, *others: Any) -> PreparedScene:
         names.append(scene.name)
-        return original(scene, model, data)
+        return original(scene, *others)
 
     monkeypatch.setattr(datasets, "prepare_scene", counted)
     return names

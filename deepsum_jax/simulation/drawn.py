@@ -48,9 +48,28 @@ class Drawn(Section):
         self._require(1 <= self.scale <= 8, "scale", "1 to 8")
         whole = self.window % self.scale == 0 and self.window >= 8 * self.scale
         self._require(whole, "window", f"a multiple of {self.scale} from {8 * self.scale} on")
-        self._require(2 <= self.frames[0] <= self.frames[1], "frames", "two rising numbers from 2")
-        self._require(sum(self.looks) <= 1, "looks", "two chances of sum 1 at most")
-        self._require(0 <= self.max_offset <= 8, "max_offset", "0 to 8")
+        chances = len(self.looks) == 2 and min(self.looks) >= 0 and sum(self.looks) <= 1
+        self._require(chances, "looks", "two chances of sum 1 at most")
+        ranges: dict[str, tuple[float, float]] = {
+            "frames": (2, 1000),
+            "psf_sigma": (0.1, 1),
+            "noise": (0.001, 500),
+            "max_offset": (0, 8),
+            "fraction_chance": (0, 1),
+            "brightness_chance": (0, 1),
+            "gain_sigma": (0, 0.2),
+            "offset_sigma": (0, 1000),
+            "spoilt_chance": (0, 1),
+            "masked_chance": (0, 1),
+            "coarse_chance": (0, 1),
+        }
+        for field, (low, high) in ranges.items():
+            value = getattr(self, field)
+            if isinstance(value, tuple):
+                fits = len(value) == 2 and low <= value[0] <= value[1] <= high
+                self._require(fits, field, f"two rising numbers in {low} to {high}")
+            else:
+                self._require(low <= value <= high, field, f"{low} to {high}")
 
 
 def _counts(values: np.ndarray) -> np.ndarray:
