@@ -9,7 +9,8 @@ that nothing was trained on:
   within a scene, beside the bicubic image's local gradient, the plain guess of where it is wrong;
 * **true in position and level**: shift against HR, mean against HR's, and the image seen through
   the sensor against the reference, in units of its noise;
-* **what more frames bring**: 1 to 15 frames of ground that stays;
+* **what the others add**: cPSNR over the system's own image of the reference alone, which no stack
+  should take away; and 1 to 15 frames of ground that stays;
 * **other sensors**: a blur assumed too wide or too narrow, four times the noise, scales 2 and 4.
 """
 
@@ -137,6 +138,21 @@ def truthfulness(
         float(np.abs(levels).max()),
         float(np.sqrt(np.mean(residuals)) / noise),
     )
+
+
+def added(
+    bundle: Bundle, predictions: Sequence[Prediction], scenes: Sequence[Scene]
+) -> list[float]:
+    """cPSNR of each scene above that of its reference alone, dB."""
+
+    def score(image: np.ndarray, scene: Scene) -> float:
+        return score_image(image[..., None], scene, BORDER)[0]
+
+    return [
+        score(p.image, s)
+        - score(predict(bundle, s.lr, s.masks, reference=p.reference_index, max_frames=1), s)
+        for p, s in zip(predictions, scenes)
+    ]
 
 
 # --- frames and sensors --------------------------------------------------------------------------
@@ -285,11 +301,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     bundle, made = shipped[3], machine()
     stacks = {**real.real_stacks(args.dates), **real.simulated_stacks()}
     steady = "simulated, steady ground"  # its HR lies on a grid of its own
-    sure, true = {}, {}
+    sure, true, more = {}, {}, {}
     for name, scenes in tqdm(stacks.items(), "stacks"):
+        predictions = [_predicted(bundle, scene) for scene in scenes]
+        more[name] = added(bundle, predictions, scenes)
         if name == steady:
             continue
-        predictions = [_predicted(bundle, scene) for scene in scenes]
         sure[name] = sureness(predictions, scenes)
         if name.startswith(tuple(real.BANDS)):
             true[name] = truthfulness(predictions, scenes, 0.42, 10.0)
@@ -314,6 +331,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             _truth_lines(true),
         ),
         real.markdown(
+            ["stack", "over its own image of the reference, dB", "worst scene"],
+            [[k, f"{np.mean(v):+.2f}", f"{np.min(v):+.2f}"] for k, v in more.items()],
+        ),
+        real.markdown(
             ["frames", *map(str, CURVE)],
             [[key, *(f"{v:.2f}" for v in values)] for key, values in frames.items()],
         ),
@@ -328,6 +349,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         {
             "sureness": {k: v._asdict() for k, v in sure.items()},
             "truth": {k: v._asdict() for k, v in true.items()},
+            "added": more,
             "frames": frames,
             "sensors": rows,
             "about": about,
