@@ -112,7 +112,8 @@ def loss(
     """
     options, border = options_of(config.model), config.border
     output = run(params, batch, config.model, config.compute)
-    hr, mask = batch["hr"], batch["hr_mask"]
+    mask = batch["hr_mask"]
+    hr = jnp.where(mask, batch["hr"], 0)  # what a mask hides may be NaN
 
     def error(image: Array) -> Array:
         if options.truth == "registered":
