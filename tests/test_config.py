@@ -80,6 +80,7 @@ def test_default_model_is_the_reference_network() -> None:
         "precision": "highest",
         "backend": "auto",
         "rematerialize": False,
+        "self_ensemble": False,
     }
     assert ModelConfig().fusionnet_layers == 4
     assert [ModelConfig(num_frames=n).fusionnet_layers for n in (3, 5, 7)] == [1, 2, 3]
@@ -94,11 +95,11 @@ def test_published_normalizations() -> None:
 
 
 def test_presets() -> None:
-    assert list(PRESETS) == ["reference", "demo", "tiny"]
+    assert list(PRESETS) == ["reference", "demo", "unrolled", "tiny"]
     assert all(preset(name) is config for name, config in PRESETS.items())
     with pytest.raises(ValueError, match=r"'refrence'.*'reference'"):
         preset("refrence")
-    with pytest.raises(ValueError, match="reference, demo, tiny"):
+    with pytest.raises(ValueError, match="reference, demo, unrolled, tiny"):
         preset("x")
 
 
