@@ -124,6 +124,15 @@ def test_any_number_of_frames() -> None:
     assert means[1] > 1.6 and means[2] > means[1] + 1.5 and 6 < means[3] <= 9.1
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_formulations_agree(number: int) -> None:
+    """Those of processors, which take frames in groups, as well."""
+    lr = looks(count=number)
+    plain = detailed(bundle("glorot"), lr)
+    other = detailed(bundle("glorot"), lr, compute=Compute())
+    np.testing.assert_allclose(other.image, plain.image, atol=1e-4 * plain.image.std())
+
+
 def test_looks_are_worth_more_than_one() -> None:
     """Even before anything is learned."""
     lr, hr = looks(), ground()[6:-6, 6:-6]
