@@ -53,6 +53,7 @@ def test_the_rule_travels_with_the_parameters() -> None:
     assert {n: p.model.hidden for n, p in PRESETS.items()} == {
         "reference": "published",
         "demo": "filled",
+        "unrolled": "filled",
         "tiny": "filled",
     }
     stack, masks = clouded()

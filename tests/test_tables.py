@@ -318,6 +318,7 @@ def test_names_are_listed(argv: list[str], capsys: pytest.CaptureFixture[str]) -
         "reference_frame", "frames_test", "frames_training", "steps",
     }  # fmt: skip
     others = {"benchmark", "scaling", "real", "ground", "landsat", "report", "all"}
+    others |= {"default", "trust"}
     assert set(door.OTHERS) == others
 
 
