@@ -115,7 +115,7 @@ def test_what_is_shipped_is_whole() -> None:
 
 def test_everything_shipped_is_package_data(tmp_path: Path) -> None:
     """The patterns take every file that is no module, those of orbax's folders too."""
-    shutil.copytree(PACKAGE, tmp_path / "p", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE, tmp_path / "p", ignore=shutil.ignore_patterns("__pycache__", ".*"))
     save_params(tmp_path / "p/pretrained/x7", random_bundle())
     (tmp_path / "p/pretrained/README.md").touch()
     with open(ROOT / "pyproject.toml", "rb") as file:
