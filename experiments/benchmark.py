@@ -274,6 +274,22 @@ def run_apart(
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def rows_of(config: TrainConfig) -> tuple[str, ...]:
+    """The rows that a configuration's system has.
+
+    Raises:
+      ValueError: a system whose nominal work is not that of its training steps.
+    """
+    if config.model.system == deepsum.DEEPSUM.name:
+        return ROWS
+    if system_of(config.model).align is None:
+        raise ValueError(
+            f"model.system: found {config.model.system!r}, expected {deepsum.DEEPSUM.name!r} or "
+            "unrolled, whose nominal work this is"
+        )
+    return (*(f"step_{s.name}" for s in stages_of(config.model)), "predict", "pipeline")
+
+
 def machine() -> dict[str, Any]:
     """Where and with what the figures were made."""
     try:
@@ -346,9 +362,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECTION.FIELD=VALUE",
         help="override one setting; may be repeated",
     )
-    p.add_argument(
-        "--rows", default=",".join(ROWS), help=f"some of {', '.join(ROWS)} (default: all)"
-    )
+    p.add_argument("--rows", help=f"some of {', '.join(ROWS)} (default: all that the system has)")
     p.add_argument(
         "--batch", type=cli.positive, default=1, help="stacks a step (default: %(default)s)"
     )
@@ -363,18 +377,14 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     config = override(preset(args.preset), args.assignments)
-    if config.model.system != deepsum.DEEPSUM.name:
-        raise ValueError(
-            f"model.system: found {config.model.system!r}, expected {deepsum.DEEPSUM.name!r}, "
-            "whose nominal work this is"
-        )
+    known = rows_of(config)
     if args.in_process:
         print(json.dumps(run_row(args.in_process, config, args.batch, args.pairs)))
         return
-    rows = [r for r in args.rows.split(",") if r]
-    unknown = [r for r in rows if r not in ROWS]
+    rows = [r for r in args.rows.split(",") if r] if args.rows else list(known)
+    unknown = [r for r in rows if r not in known]
     if unknown or not rows:
-        raise ValueError(f"--rows: found {args.rows!r}, expected some of {', '.join(ROWS)}")
+        raise ValueError(f"--rows: found {args.rows!r}, expected some of {', '.join(known)}")
     if args.json:
         files.check_target(args.json, "--json")
     results = [run_apart(r, args.preset, args.assignments, args.batch, args.pairs) for r in rows]
