@@ -194,6 +194,16 @@ def test_any_unit() -> None:
     np.testing.assert_allclose(raised - 1e6, wanted, atol=2)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e6])
+def test_a_hot_pixel_is_one_in_any_unit(unit: float) -> None:
+    """Radiances in W/(cm² sr nm) are as small as the one, counts of summed frames as large."""
+    lr = looks(ground())
+    lr[1, 12, 17] = 65535
+    image = robust_ibp(lr, clear(lr), 3)
+    small = robust_ibp(unit * lr.astype(np.float64), clear(lr), 3)
+    np.testing.assert_allclose(small / unit, image, atol=1e-3 * image.std())
+
+
 def test_blank_and_constant_frames_are_named() -> None:
     lr = looks(ground())
     masks = clear(lr)

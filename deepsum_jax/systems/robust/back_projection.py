@@ -260,20 +260,21 @@ def robust_ibp(
     _check(lr, masks, scale, psf_sigma, shifts, iterations, rounds)
     reasons = {n: unusable(f, m) for n, (f, m) in enumerate(zip(lr, masks))}
     kept = [n for n in reasons if n == 0 or not reasons[n]]
-    stack, level = cool_frames(lr[kept], masks[kept], scale, psf_sigma)
+    stack, (level, unit) = cool_frames(lr[kept], masks[kept], scale, psf_sigma)
     given = None if shifts is None else np.asarray(shifts, np.float64)[kept]
     result = _solve(stack, given, iterations, rounds)
-    image = (result.image + level).astype(np.float32)
+    image = (unit * result.image.astype(np.float64) + level).astype(np.float32)
     if not return_details:
         return image
     left_out = {n: why for n, why in reasons.items() if n not in kept}
     left_out |= {kept[n]: why for n, why in result.strangers.items()}
-    return _details(image, stack, result, kept, len(lr), left_out)
+    noise = unit * result.noise
+    return _details(image, noise, stack, result, kept, len(lr), left_out)
 
 
 def _details(
-    image: np.ndarray, stack: Frames, result: _Result, kept: list[int], count: int,
-    left_out: dict[int, str],
+    image: np.ndarray, noise: np.ndarray, stack: Frames, result: _Result, kept: list[int],
+    count: int, left_out: dict[int, str],
 ) -> RobustBackProjection:  # fmt: skip
     seen = seen_by(result.weights, stack.sensors(result.shifts))
     whole = np.ones(stack.masks.shape[1:], np.float32)
@@ -286,7 +287,7 @@ def _details(
         (seen / once).astype(np.float32),
         parts / parts.sum(),
         shifts,
-        result.noise,
+        noise,
         tuple(sorted(left_out.items())),
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,26 +19,42 @@ from deepsum_jax.systems.robust.reference_image import Frames, Reference
 _KNOWN = 0.99  # of what an LR pixel looks at, for the reference to say something there
 
 
+class Units(NamedTuple):
+    """What a stack's own units are in raw ones: raw = own · unit + level."""
+
+    level: np.ndarray  # [C] float64, the reference's
+    unit: float  # above 0, of all bands
+
+
 def cool_frames(
     lr: np.ndarray, masks: np.ndarray, scale: int, psf_sigma: float
-) -> tuple[Frames, np.ndarray]:
-    """Frames about the reference's level, without hot pixels, and that level [C].
+) -> tuple[Frames, Units]:
+    """Frames without hot pixels in units of their own, in which no number is too small or large.
+
+    About the reference's level, float32 holds the contrast of any brightness.
 
     Args:
       lr: [N, h, w, C] raw, frame 0 the reference; non-finite only where masked.
       masks: [N, h, w] bool; some of frame 0's are True.
     """
     level = np.median(lr[0][masks[0]], axis=0).astype(np.float64)
-    # About the reference's level, float32 holds the contrast of any brightness.
+    unit = _unit(lr[0][masks[0]] - level)
     frames = [
-        nearest_reliable((np.where(m[..., None], f, level) - level).astype(np.float32), m)
+        nearest_reliable(((np.where(m[..., None], f, level) - level) / unit).astype(np.float32), m)
         for f, m in zip(lr, masks)
     ]
     leak = agreement.point_leak(psf_sigma)
     cool = [m & ~agreement.hot_pixels(f, m, leak) for f, m in zip(frames, masks)]
     cool = [c if c.any() else m for c, m in zip(cool, masks)]
     frames = [nearest_reliable(f, m) for f, m in zip(frames, cool)]
-    return Frames(np.stack(frames), np.stack(cool), scale, psf_sigma), level
+    return Frames(np.stack(frames), np.stack(cool), scale, psf_sigma), Units(level, unit)
+
+
+def _unit(values: np.ndarray) -> float:
+    """How large values [pixels, C] about their level are: a scale that goes with their own."""
+    low, high = np.quantile(values, (0.1, 0.9))
+    # Most of a frame may have one value; all of it looks the same in any unit.
+    return float(high - low) or float(values.std()) or 1.0
 
 
 def register(stack: Frames, reference: Reference, steps: int = registration.STEPS) -> np.ndarray:

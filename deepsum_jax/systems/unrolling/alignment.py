@@ -30,10 +30,7 @@ def align(lr: np.ndarray, masks: np.ndarray, scale: int, psf_sigma: float) -> Al
       scale: r.
       psf_sigma: deviation of the sensor's Gaussian, LR pixels.
     """
-    level = np.median(lr[0][masks[0]]).astype(np.float64)
-    unit = _unit(lr[0][masks[0]] - level)
-    own_units = np.where(masks[..., None], (lr - level) / unit, 0).astype(np.float32)
-    stack, middle = cool_frames(own_units, masks, scale, psf_sigma)
+    stack, (level, unit) = cool_frames(lr, masks, scale, psf_sigma)
     reference = reference_image(stack, stack.masks[0], _STEPS)
     shifts = register(stack, reference, _ROUGHLY)
     sensors = stack.sensors(shifts)
@@ -55,13 +52,6 @@ def align(lr: np.ndarray, masks: np.ndarray, scale: int, psf_sigma: float) -> Al
         np.stack([own, *stack.masks[1:]]),
         shifts.astype(np.float32),
         np.asarray(noise[0] / contrast, np.float32),
-        np.asarray(level + unit * middle[0]),
+        np.asarray(level[0]),
         np.asarray(unit * contrast),
     )
-
-
-def _unit(values: np.ndarray) -> float:
-    """How large values [pixels, 1] about their level are: a scale that goes with their own."""
-    low, high = np.quantile(values, (0.1, 0.9))
-    # Most of a frame may have one value; all of it looks the same in any unit.
-    return float(high - low) or float(values.std()) or 1.0
