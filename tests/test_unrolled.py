@@ -260,12 +260,12 @@ def test_shifts_that_are_a_little_off_are_mended() -> None:
     hr = ((ground() - 6000) / 600).astype(np.float32)
     frames = np.stack([observe(hr, shift, 3) for shift in SHIFTS]).astype(np.float32)
     config = dataclasses.replace(preset("tiny"), model=bundle().config, compute=FAST)
-    off = np.array([(0, 0), (0.4, 0.3), (-0.4, 0.4), (0.3, -0.5), (-0.3, -0.4)])
+    off = np.array([(0, 0), (0.8, 0.6), (-0.8, 0.8), (0.6, -0.9), (-0.6, -0.8)])
     none = np.zeros((0, 2), np.int32)
 
-    def image(shifts: np.ndarray) -> np.ndarray:
+    def image(shifts: np.ndarray, count: int = 5) -> np.ndarray:
         aligned = Aligned(
-            frames, clear(frames), shifts.astype(np.float32),
+            frames[:count], clear(frames[:count]), shifts[:count].astype(np.float32),
             np.asarray(0.01, np.float32), np.asarray(6000.0), np.asarray(600.0),
         )  # fmt: skip
         scene = PreparedScene(
@@ -277,8 +277,10 @@ def test_shifts_that_are_a_little_off_are_mended() -> None:
         return made[6:-6, 6:-6, 0]
 
     right, mended = image(SHIFTS), image(SHIFTS + off)
+    # All frames count, also more than the network trains on.
+    assert np.abs(image(SHIFTS, 3) - right).mean() > 0.005 * ground().std()
     assert (right - ground()[6:-6, 6:-6]).std() < 0.5 * ground().std()
-    assert np.abs(mended - right).mean() < 0.02 * ground().std()
+    assert np.abs(mended - right).mean() < 0.01 * ground().std()
 
 
 # --- settings, bundles

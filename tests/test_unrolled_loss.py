@@ -129,6 +129,18 @@ def test_the_standard_error_learns_on_the_grid_alone() -> None:
             assert size(evaluate(truth, batch)[2][part]) > 1e-4, (truth, part)
 
 
+def test_the_standard_error_does_not_move_the_image() -> None:
+    """However sure the network is, its images learn the same."""
+    batch = make_batch()
+    before = evaluate("grid", batch)[2]
+    sure = jax.tree.map(np.asarray, params())
+    leave = {**sure["error"]["leave"], "bias": sure["error"]["leave"]["bias"] - 2}
+    sure["error"] = {**sure["error"], "leave": leave}
+    _, after = _compiled("grid")(sure, batch)
+    wanted, found = (np.asarray(g["fusion"]["leave"]["kernel"]) for g in (before, after))
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
 # --- what masks hide
 
 
