@@ -26,13 +26,14 @@ import numpy as np
 from deepsum_jax import cli, files
 from deepsum_jax.bundle import save_params
 from deepsum_jax.config import ChangingGround, TrainConfig, override, preset
-from deepsum_jax.data.fill import nearest_reliable
+from deepsum_jax.data.fill import fill_hidden
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.simulation.changing import simulate_changing_scene
 from deepsum_jax.simulation.dataset import write_scenes
 from deepsum_jax.simulation.dates import Dates, read_dates
 from deepsum_jax.simulation.drawn import Drawn, draw_scene
 from deepsum_jax.training.run import train
+from experiments.dates import add_dates, rasters
 
 COLUMNS = (0, 280)  # of the rasters, that may train
 SEED = 3  # of all that is drawn; reported scenes have others
@@ -44,9 +45,7 @@ _RED, _NEAR_INFRARED = 0, 3  # of these
 
 def grounds(folder: Path, columns: tuple[int, int] = COLUMNS) -> list[Dates]:
     """Every band of the dates, and their vegetation index as one more."""
-    paths = sorted(folder.glob("*.tif"))
-    if not paths:
-        raise FileNotFoundError(f"{folder}: found no .tif, expected one a date")
+    paths = rasters(folder)
     bands = [read_dates(paths, band, columns) for band in _BANDS]
     red, infrared = (bands[n].values.astype(np.float32) for n in (_RED, _NEAR_INFRARED))
     index = (infrared - red) / np.maximum(infrared + red, 1)
@@ -62,10 +61,7 @@ def scenes(
     for n in range(real):
         rng = np.random.default_rng([SEED, scale, n])
         yield ("train", *draw_scene(ground, drawn, rng, f"imgset{n:04d}"))
-    textures = [
-        np.stack([nearest_reliable(v, m) for v, m in zip(d.values.astype(np.float32), d.masks)])
-        for d in ground[:4]
-    ]
+    textures = [fill_hidden(d.values, d.masks) for d in ground[: len(_BANDS)]]
     changing = ChangingGround(scale=scale, min_frames=2, max_frames=12)
     for n in range(simulated):
         name = f"imgset{real + n:04d}"
@@ -99,9 +95,7 @@ def settings(scale: int, assignments: Sequence[str]) -> TrainConfig:
 
 def parser() -> argparse.ArgumentParser:
     p = cli.parser("python -m experiments default", "Trains what the package ships.")
-    p.add_argument(
-        "--dates", type=Path, required=True, metavar="DIR", help="GeoTIFFs of one place, one a date"
-    )
+    add_dates(p)
     p.add_argument("--workdir", type=Path, required=True, metavar="W", help="data and training")
     p.add_argument("--scale", type=cli.positive, default=3, metavar="R", help="2, 3 or 4")
     p.add_argument(

@@ -42,6 +42,7 @@ from deepsum_jax.simulation.wald import WaldConfig, cut_scenes
 from deepsum_jax.systems.ibp import ibp
 from experiments import rows, tables
 from experiments.benchmark import machine
+from experiments.dates import add_dates, rasters
 
 SEED = 20_261  # of simulated scenes and of offsets; nothing was trained on it
 SIMULATED = 16  # scenes of each kind
@@ -60,9 +61,7 @@ Scenes = Sequence[Scene]
 
 def real_stacks(folder: Path) -> dict[str, Scenes]:
     """Scenes of the reported columns by what their stacks hold."""
-    paths = sorted(folder.glob("*.tif"))
-    if not paths:
-        raise FileNotFoundError(f"{folder}: found no .tif, expected one a date")
+    paths = rasters(folder)
     names = {"all": "all years", "one": "looks at one date", "half": "half looks, half other years"}
     stacks: dict[str, Scenes] = {}
     for band, number in BANDS.items():
@@ -164,10 +163,13 @@ def score_stacks(
     return out
 
 
-def _image_cpsnr(bundle: Bundle, scene: Scene, reference: int | None) -> float:
+def image_cpsnr(
+    bundle: Bundle, scene: Scene, reference: int | None, max_frames: int | None = None
+) -> float:
+    """cPSNR of what `predict` makes of a scene, whatever frames it leaves out."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # frames left out are what is asked for
-        image = predict(bundle, scene.lr, scene.masks, reference=reference)
+        image = predict(bundle, scene.lr, scene.masks, reference=reference, max_frames=max_frames)
     return score_image(image[..., None], scene, border=3)[0]
 
 
@@ -180,7 +182,9 @@ def score_spoilt(
     table = []
     pairs = list(zip(scenes, others))
     alone = [_alone(scene) for scene in scenes]
-    own = [_own(bundles["unrolled"], s) for s in scenes] if "unrolled" in bundles else []
+    own = []
+    if "unrolled" in bundles:
+        own = [image_cpsnr(bundles["unrolled"], s, reference_index(s), 1) for s in scenes]
     for name, spoil in SPOILS.items():
         for what, share in (("one", 0.0), ("half", 0.5), ("all others", 1.0)):
             bad = [
@@ -189,18 +193,12 @@ def score_spoilt(
             ]
             entry: dict[str, Any] = {"spoilt": f"{what}: {name}"}
             for label, bundle in bundles.items():
-                found = [_image_cpsnr(bundle, scene, reference_index(scene)) for scene in bad]
+                found = [image_cpsnr(bundle, scene, reference_index(scene)) for scene in bad]
                 entry[label] = [f - a for f, a in zip(found, alone)]
                 if label == "unrolled":
                     entry[OWN] = [f - o for f, o in zip(found, own)]
             table.append(entry)
     return table
-
-
-def _own(bundle: Bundle, scene: Scene) -> float:
-    """What a system makes of the reference alone."""
-    image = predict(bundle, scene.lr, scene.masks, reference=reference_index(scene), max_frames=1)
-    return score_image(image[..., None], scene, border=3)[0]
 
 
 def score_spoilt_references(
@@ -223,7 +221,7 @@ def score_spoilt_references(
                 for n, (scene, other) in enumerate(zip(scenes, others))
             ]
             for label, bundle in bundles.items():
-                entry[label] = [_image_cpsnr(bundle, b, None) - g for b, g in zip(bad, good)]
+                entry[label] = [image_cpsnr(bundle, b, None) - g for b, g in zip(bad, good)]
             table.append(entry)
     return table
 
@@ -316,9 +314,7 @@ def parser() -> argparse.ArgumentParser:
     p = tables.parser(
         "python -m experiments real", "Systems on real dates and on changing simulated ground."
     )
-    p.add_argument(
-        "--dates", type=Path, required=True, metavar="DIR", help="GeoTIFFs of one place, one a date"
-    )
+    add_dates(p)
     p.add_argument(
         "--params", type=Path, metavar="DIR", help="unrolled's (default: those that are shipped)"
     )

@@ -41,11 +41,13 @@ from deepsum_jax.simulation.steady import simulate_scene
 from deepsum_jax.simulation.wald import WaldConfig, cut_scenes
 from experiments import real
 from experiments.benchmark import machine
+from experiments.dates import add_dates, rasters
 
 BORDER = 3  # HR pixels, left out as cPSNR does
 CURVE = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15)  # frames
 CURVE_SCENES = 12
-WRONG_BLUR = 0.15  # LR pixels
+# LR pixels, by which the sensor is taken to be more blurred than the parameters have it.
+BLURS = {f"unrolled, blur {change:+g}": change for change in (0.15, -0.15)}
 
 
 def _predicted(bundle: Bundle, scene: Scene, **options: Any) -> Prediction:
@@ -118,9 +120,9 @@ def shift_between(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def truthfulness(
-    predictions: Sequence[Prediction], scenes: Sequence[Scene], psf_sigma: float, noise: float
+    predictions: Sequence[Prediction], scenes: Sequence[Scene], sensor: WaldConfig = WaldConfig()
 ) -> Truth:
-    """How true images are in position and level; `noise` is that of a frame, counts."""
+    """How true images are in position and level; frames are as `sensor` makes them."""
     shifts, levels, residuals = [], [], []
     for prediction, scene in zip(predictions, scenes):
         assert scene.hr is not None
@@ -128,7 +130,7 @@ def truthfulness(
         shifts.append(shift_between(prediction.image, hr))
         levels.append(prediction.image.mean() / hr.mean() - 1)
         frame = scene.lr[prediction.reference_index].astype(np.float32)
-        seen = observe(prediction.image, (0, 0), scene.scale or 1, psf_sigma)
+        seen = observe(prediction.image, (0, 0), scene.scale or 1, sensor.psf_sigma)
         known = scene.masks[prediction.reference_index][1:-1, 1:-1]
         residuals.append(np.mean((frame - seen)[1:-1, 1:-1][known] ** 2))
     mean = np.mean(shifts, axis=0)
@@ -136,7 +138,7 @@ def truthfulness(
         (float(mean[0]), float(mean[1])),
         float(np.abs(shifts).max()),
         float(np.abs(levels).max()),
-        float(np.sqrt(np.mean(residuals)) / noise),
+        float(np.sqrt(np.mean(residuals)) / sensor.noise),
     )
 
 
@@ -144,13 +146,9 @@ def added(
     bundle: Bundle, predictions: Sequence[Prediction], scenes: Sequence[Scene]
 ) -> list[float]:
     """cPSNR of each scene above that of its reference alone, dB."""
-
-    def score(image: np.ndarray, scene: Scene) -> float:
-        return score_image(image[..., None], scene, BORDER)[0]
-
     return [
-        score(p.image, s)
-        - score(predict(bundle, s.lr, s.masks, reference=p.reference_index, max_frames=1), s)
+        score_image(p.image[..., None], s, BORDER)[0]
+        - real.image_cpsnr(bundle, s, p.reference_index, 1)
         for p, s in zip(predictions, scenes)
     ]
 
@@ -171,9 +169,11 @@ def curve(bundles: dict[str, Bundle]) -> dict[str, list[float]]:
     return values
 
 
-def sensor_stacks(folder: Path, scale: int, noise: float = 10.0) -> dict[str, real.Scenes]:
+def sensor_stacks(
+    folder: Path, scale: int, noise: float = WaldConfig.noise
+) -> dict[str, real.Scenes]:
     """Near-infrared stacks of the kept-back columns through another sensor."""
-    dates = read_dates(sorted(folder.glob("*.tif")), real.BANDS["NIR"])
+    dates = read_dates(rasters(folder), real.BANDS["NIR"])
     values, masks = dates.values[:, :, real.REPORTED :], dates.masks[:, :, real.REPORTED :]
     window = 96 if 96 % scale == 0 else 32 * scale
     out: dict[str, real.Scenes] = {}
@@ -192,11 +192,11 @@ def sensors(folder: Path, shipped: dict[int, Bundle]) -> dict[str, dict[str, lis
     """cPSNR by stack and sensor, then system."""
     classical = {"robust_ibp": Bundle({}, ModelConfig(system="robust_ibp"))}
     mine = {**classical, "unrolled": shipped[3]}
-    blurs = {f"unrolled, blur {d:+g}": _blurred(shipped[3], d) for d in (WRONG_BLUR, -WRONG_BLUR)}
+    blurs = {name: _blurred(shipped[3], change) for name, change in BLURS.items()}
     rows: dict[str, dict[str, list[float]]] = {}
     for name, scenes in sensor_stacks(folder, 3).items():
         rows[f"×3, {name}"] = real.score_stacks({name: scenes}, {**mine, **blurs}, 16)[name]
-    for name, scenes in sensor_stacks(folder, 3, noise=40.0).items():
+    for name, scenes in sensor_stacks(folder, 3, noise=4 * WaldConfig.noise).items():
         rows[f"×3, {name}, noise × 4"] = real.score_stacks({name: scenes}, mine, 16)[name]
     for scale, bundle in shipped.items():
         if scale == 3:
@@ -272,9 +272,7 @@ def chart(found: dict[str, Sureness], frames: dict[str, list[float]]) -> Figure:
 
 def parser() -> argparse.ArgumentParser:
     p = cli.parser("python -m experiments trust", "How far the shipped system can be trusted.")
-    p.add_argument(
-        "--dates", type=Path, required=True, metavar="DIR", help="GeoTIFFs of one place, one a date"
-    )
+    add_dates(p)
     p.add_argument("--output", type=Path, required=True, metavar="DIR", help="where results go")
     p.add_argument(
         "--params",
@@ -309,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         sure[name] = sureness(predictions, scenes)
         if name.startswith(tuple(real.BANDS)):
-            true[name] = truthfulness(predictions, scenes, 0.42, 10.0)
+            true[name] = truthfulness(predictions, scenes)
     frames = curve(
         {
             "unrolled": bundle,
@@ -319,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     rows = sensors(args.dates, shipped)
     keys = {**COMPANY, "robust_ibp": "robust IBP", "unrolled": "unrolled"}
-    keys |= {f"unrolled, blur {d:+g}": f"unrolled, blur {d:+g}" for d in (WRONG_BLUR, -WRONG_BLUR)}
+    keys |= {name: name for name in BLURS}
     about = f"Made {made['date']} of commit {made['commit']} on {made['cores']} cores."
     head = ["stack", "RMS error / σ, by tenths of σ", "ρ(σ, error)", "ρ(gradient, error)", "σ wins"]
     parts = [

@@ -7,7 +7,8 @@ import pytest
 
 from deepsum_jax import Bundle, ModelConfig, predict
 from deepsum_jax.config import Compute
-from deepsum_jax.systems.ensemble import CODES, self_ensemble, turned, turned_back
+from deepsum_jax.data.turns import CODES, turned, turned_back
+from deepsum_jax.systems.ensemble import self_ensemble
 from deepsum_jax.systems.system import Stack, SuperResolved
 
 LR = np.random.default_rng(0).uniform(100, 900, (3, 12, 9, 1)).astype(np.float32)

@@ -96,13 +96,7 @@ class ChangingGround(Section):
             "same_threshold": (0, 100),
             "same_floor": (0, 500),
         }
-        for field, (low, high) in ranges.items():
-            value = getattr(self, field)
-            if isinstance(value, tuple):
-                fits = len(value) == 2 and low <= value[0] <= value[1] <= high
-                self._require(fits, field, f"two rising numbers in {low} to {high}")
-            else:
-                self._require(low <= value <= high, field, f"{low} to {high}")
+        self._require_within(ranges)
         known = bool(self.bands) and set(self.bands) <= {"NIR", "RED"}
         once = len(set(self.bands)) == len(self.bands)
         self._require(known and once, "bands", "NIR, RED or both")

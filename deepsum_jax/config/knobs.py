@@ -219,8 +219,7 @@ class SimulationConfig(Section):
             "max_clouded": (0, 0.4),
             "max_hr_clouded": (0, 0.25),
         }
-        for field, (low, high) in ranges.items():
-            self._require(low <= getattr(self, field) <= high, field, f"{low} to {high}")
+        self._require_within(ranges)
         for field in ("scenes", "test_scenes", "seed"):
             self._require(getattr(self, field) >= 0, field, "≥ 0")
         known = bool(self.bands) and set(self.bands) <= {"NIR", "RED"}

@@ -114,6 +114,16 @@ class Section:
             found = getattr(self, field)
             raise ValueError(f"{type(self).__name__}.{field}: found {found!r}, expected {expected}")
 
+    def _require_within(self, ranges: Mapping[str, tuple[float, float]]) -> None:
+        """Requires fields to lie within their ranges; pairs are two rising numbers there."""
+        for field, (low, high) in ranges.items():
+            value = getattr(self, field)
+            if isinstance(value, tuple):
+                fits = len(value) == 2 and low <= value[0] <= value[1] <= high
+                self._require(fits, field, f"two rising numbers in {low} to {high}")
+            else:
+                self._require(low <= value <= high, field, f"{low} to {high}")
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain data that JSON can hold."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

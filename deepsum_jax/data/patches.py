@@ -15,6 +15,7 @@ from deepsum_jax import units
 from deepsum_jax.config import DataConfig, ModelConfig
 from deepsum_jax.data.inputs import View, Window, input_images, make_inputs, upsampled_masks
 from deepsum_jax.data.prepare import PreparedScene
+from deepsum_jax.data.turns import turned
 
 Batch = dict[str, np.ndarray]
 
@@ -112,22 +113,18 @@ def flip_and_rotate(record: Batch, code: int) -> Batch:
 
     Args:
       record: arrays [..., P, P, channels], `frame_shifts` [N, 2], and scalars, which stay.
-      code: 0–7; bit 2 flips left to right, bits 0–1 count quarter turns.
+      code: of `turns.CODES`.
     """
-
-    def move(x: np.ndarray) -> np.ndarray:
-        x = np.rot90(x, code & 3, axes=(-3, -2))
-        return np.ascontiguousarray(x[..., ::-1, :] if code & 4 else x)
 
     def turn(shifts: np.ndarray) -> np.ndarray:
         for _ in range(code & 3):
             shifts = shifts[:, ::-1] * np.array([-1, 1], shifts.dtype)
         return np.ascontiguousarray(shifts * np.array([1, -1 if code & 4 else 1], shifts.dtype))
 
-    turned = {key: move(x) for key, x in record.items() if np.ndim(x) > 2}
+    moved = {key: turned(x, code, (-3, -2)) for key, x in record.items() if np.ndim(x) > 2}
     if "frame_shifts" in record:
-        turned["frame_shifts"] = turn(record["frame_shifts"])
-    return record | turned
+        moved["frame_shifts"] = turn(record["frame_shifts"])
+    return record | moved
 
 
 def without_some(record: Batch, chance: float, rng: np.random.Generator) -> Batch:

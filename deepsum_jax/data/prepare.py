@@ -185,7 +185,8 @@ def prepare_scene(
       ValueError: a scene of another scale or channel count than the model's, or without HR.
       SceneSkipped: too few frames are left, or no patch is clear enough.
     """
-    lr, masks = _frames_in_order(scene, model, data, 1 if align else model.num_frames)
+    needed = 1 if align else model.num_frames
+    lr, masks = _frames_in_order(scene, model, data, needed)
     aligned = None
     if align is not None:
         aligned = align(lr, masks)
@@ -201,14 +202,7 @@ def prepare_scene(
             )
     seed = zlib.crc32(f"{data.split_seed}/{scene.band}/{scene.name}".encode())
     assert scene.hr is not None and scene.hr_mask is not None
-    corners, members = choose_patches(
-        masks[:1] if align else masks,
-        scene.hr_mask,
-        1 if align else model.num_frames,
-        model.scale,
-        data,
-        seed,
-    )
+    corners, members = choose_patches(masks, scene.hr_mask, needed, model.scale, data, seed)
     hr = fill_hidden(with_channels(scene.hr, 2)[None], scene.hr_mask[None])[0]
     return PreparedScene(
         scene.name, scene.band, lr, masks, shifts, hr, scene.hr_mask, corners, members, aligned

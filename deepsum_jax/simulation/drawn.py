@@ -19,10 +19,7 @@ from deepsum_jax.config import Section
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.simulation.dates import Dates
 from deepsum_jax.simulation.steady import CONVENTION
-
-_GREATEST = 65535
-_REACH = 4.0  # deviations at which the Gaussian is cut off
-_HIDDEN = 0.01  # of what an LR pixel sees; a pixel that sees more no-data is masked
+from deepsum_jax.simulation.wald import HIDDEN, REACH, as_counts, pixel_means, to_counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,17 +60,7 @@ class Drawn(Section):
             "masked_chance": (0, 1),
             "coarse_chance": (0, 1),
         }
-        for field, (low, high) in ranges.items():
-            value = getattr(self, field)
-            if isinstance(value, tuple):
-                fits = len(value) == 2 and low <= value[0] <= value[1] <= high
-                self._require(fits, field, f"two rising numbers in {low} to {high}")
-            else:
-                self._require(low <= value <= high, field, f"{low} to {high}")
-
-
-def _counts(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.float32) * (64 if values.dtype == np.uint8 else 1)
+        self._require_within(ranges)
 
 
 def _blob(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -106,7 +93,7 @@ class _Place:
 
 
 def _place(ground: Dates, config: Drawn, psf_sigma: float, rng: np.random.Generator) -> _Place:
-    reach = _REACH * config.scale * psf_sigma
+    reach = REACH * config.scale * psf_sigma
     margin = config.max_offset + int(np.ceil(reach)) + 1
     side = config.window + 2 * margin
     limits = ground.values.shape[1:]
@@ -118,7 +105,7 @@ def _place(ground: Dates, config: Drawn, psf_sigma: float, rng: np.random.Genera
         top, left = (int(rng.integers(0, n - times * side + 1)) for n in limits)
         rows, columns = (slice(n, n + times * side) for n in (top, left))
         split = (-1, side, times, side, times)
-        values = _counts(ground.values[:, rows, columns]).reshape(split).mean(axis=(2, 4))
+        values = as_counts(ground.values[:, rows, columns]).reshape(split).mean(axis=(2, 4))
         known = np.asarray(ground.masks[:, rows, columns].reshape(split).all(axis=(2, 4)))
         return values, known
 
@@ -192,8 +179,8 @@ def draw_scene(
         if n and bright:
             gain = 1 + config.gain_sigma * rng.standard_normal()
             image = gain * image + config.offset_sigma * rng.standard_normal()
-        frames.append(_to_counts(image + noise * rng.standard_normal(image.shape)))
-        mask = seen((~place.masks[date]).astype(np.float32), offset) <= _HIDDEN
+        frames.append(to_counts(image + noise * rng.standard_normal(image.shape)))
+        mask = seen((~place.masks[date]).astype(np.float32), offset) <= HIDDEN
         if rng.random() < config.masked_chance / (1 if n else 3):
             mask &= ~_blob(mask.shape, rng)
         masks.append(mask)
@@ -201,7 +188,7 @@ def draw_scene(
     hr_date = members[0]
     scene = Scene(
         name, np.stack(frames), np.stack(masks), band=band,
-        hr=_to_counts(place.dates[hr_date][inner, inner]),
+        hr=to_counts(place.dates[hr_date][inner, inner]),
         hr_mask=place.masks[hr_date][inner, inner], reference=0,
     )  # fmt: skip
     truth = {
@@ -218,19 +205,13 @@ def draw_scene(
     return scene, truth
 
 
-def _to_counts(image: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(image), 0, _GREATEST).astype(np.uint16)
-
-
 def _seen(
     image: np.ndarray, offset: np.ndarray, sigma: float, margin: int, size: int, scale: int
 ) -> np.ndarray:
     """What a sensor at an offset sees of the middle of an image: [h, w]."""
-    blurred = scipy.ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=_REACH)
+    blurred = scipy.ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=REACH)
     whole = np.floor(offset).astype(int)
     if (offset != whole).any():
         blurred = scipy.ndimage.shift(blurred, whole - offset, order=3, mode="nearest")
     y, x = margin + whole
-    h = size // scale
-    part = blurred[y : y + size, x : x + size].reshape(h, scale, h, scale)
-    return np.asarray(part.mean(axis=(1, 3)))
+    return pixel_means(blurred[y : y + size, x : x + size], scale)

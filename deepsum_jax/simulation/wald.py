@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,8 @@ YEARS = ("all", "one", "half")
 TRUTHS = ("in", "out")
 
 _GREATEST = 65535  # counts that 16 bits hold; cPSNR's peak
-_HIDDEN = 0.01  # of what an LR pixel sees; a pixel that sees more no-data is masked
-_REACH = 4.0  # deviations at which the Gaussian is cut off
+HIDDEN = 0.01  # of what an LR pixel sees; a pixel that sees more no-data is masked
+REACH = 4.0  # deviations at which the Gaussian is cut off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,21 +65,25 @@ class WaldConfig(Section):
 # --- the sensor
 
 
+def as_counts(values: np.ndarray) -> np.ndarray:
+    """Values as counts, float32: 8 bits become 14, anything else is counts already."""
+    return values.astype(np.float32) * (64 if values.dtype == np.uint8 else 1)
+
+
 def _counts(values: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Values as counts, float32: 8 bits become 14; what is hidden takes the nearest value."""
-    counts = values.astype(np.float32) * (64 if values.dtype == np.uint8 else 1)
-    counts = np.stack([nearest_reliable(date, mask) for date, mask in zip(counts, masks)])
+    """Values as counts; what is hidden takes the nearest value."""
+    counts = np.stack([nearest_reliable(d, m) for d, m in zip(as_counts(values), masks)])
     return np.where(masks.any(axis=(1, 2), keepdims=True), counts, 0)
 
 
 def _blurred(dates: np.ndarray, config: WaldConfig) -> np.ndarray:
     sigma = config.scale * config.psf_sigma
     return np.asarray(
-        scipy.ndimage.gaussian_filter(dates, (0, sigma, sigma), mode="nearest", truncate=_REACH)
+        scipy.ndimage.gaussian_filter(dates, (0, sigma, sigma), mode="nearest", truncate=REACH)
     )
 
 
-def _pixel_means(x: np.ndarray, scale: int) -> np.ndarray:
+def pixel_means(x: np.ndarray, scale: int) -> np.ndarray:
     """Means over r×r: [H, W] → [h, w]."""
     h, w = x.shape[0] // scale, x.shape[1] // scale
     return np.asarray(x.reshape(h, scale, w, scale).mean(axis=(1, 3)))
@@ -87,7 +91,7 @@ def _pixel_means(x: np.ndarray, scale: int) -> np.ndarray:
 
 def _margin(config: WaldConfig) -> int:
     """HR pixels around a window that its frames may see."""
-    return config.max_offset + int(np.ceil(_REACH * config.scale * config.psf_sigma))
+    return config.max_offset + int(np.ceil(REACH * config.scale * config.psf_sigma))
 
 
 # --- what a scene is made of
@@ -130,17 +134,18 @@ class _Ground:
         """uint16 [h, w] and its mask; `corner` has the frame's offset in it."""
         size, r = self.config.window, self.config.scale
         part = (date, slice(corner[0], corner[0] + size), slice(corner[1], corner[1] + size))
-        image = _pixel_means(self.seen[part], r)
+        image = pixel_means(self.seen[part], r)
         image = image + self.config.noise * rng.standard_normal(image.shape, dtype=np.float32)
-        return _to_counts(image), _pixel_means(self.hidden[part], r) <= _HIDDEN
+        return to_counts(image), pixel_means(self.hidden[part], r) <= HIDDEN
 
     def hr(self, date: int, corner: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         size = self.config.window
         part = (date, slice(corner[0], corner[0] + size), slice(corner[1], corner[1] + size))
-        return _to_counts(self.counts[part]), self.masks[part]
+        return to_counts(self.counts[part]), self.masks[part]
 
 
-def _to_counts(image: np.ndarray) -> np.ndarray:
+def to_counts(image: np.ndarray) -> np.ndarray:
+    """Counts as 16 bits hold them."""
     return np.clip(np.rint(image), 0, _GREATEST).astype(np.uint16)
 
 
@@ -320,10 +325,12 @@ def write_wald_dataset(
     if band not in ("NIR", "RED"):
         raise ValueError(f"band: found {band!r}, expected NIR or RED")
     parts = _parts(Dates(*_checked(dates, masks)), train, columns)
-    scenes = []
-    for part, (values, known) in parts.items():
-        cut = cut_scenes(values, known, config, hr_date=hr_date, seed=seed, band=band)
-        for position, (scene, truth) in enumerate(cut):
-            name = f"imgset{scene_number(part, band, position):04d}"
-            scenes.append((part, dataclasses.replace(scene, name=name), truth))
-    return write_scenes(output, scenes)
+
+    def scenes() -> Iterator[tuple[str, Scene, dict[str, Any]]]:
+        for part, (values, known) in parts.items():
+            cut = cut_scenes(values, known, config, hr_date=hr_date, seed=seed, band=band)
+            for position, (scene, truth) in enumerate(cut):
+                name = f"imgset{scene_number(part, band, position):04d}"
+                yield part, dataclasses.replace(scene, name=name), truth
+
+    return write_scenes(output, scenes())

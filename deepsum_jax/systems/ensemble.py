@@ -10,21 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from deepsum_jax.data.turns import CODES, turned, turned_back
 from deepsum_jax.systems.system import Stack, SuperResolved
-
-CODES = range(8)  # bit 2 flips left to right, bits 0–1 count quarter turns
-
-
-def turned(x: np.ndarray, code: int, axes: tuple[int, int]) -> np.ndarray:
-    """An array as one of the eight flips and quarter turns shows it."""
-    x = np.rot90(x, code & 3, axes)
-    return np.ascontiguousarray(np.flip(x, axes[1]) if code & 4 else x)
-
-
-def turned_back(x: np.ndarray, code: int, axes: tuple[int, int]) -> np.ndarray:
-    """The inverse of `turned`."""
-    x = np.flip(x, axes[1]) if code & 4 else x
-    return np.ascontiguousarray(np.rot90(x, -(code & 3), axes))
 
 
 def self_ensemble(run: Callable[[Stack], SuperResolved], stack: Stack) -> SuperResolved:

@@ -167,14 +167,14 @@ class Unrolled(nn.Module):
         def looking(shifts: Array) -> Optics:
             return make_optics(shape, shifts, r, self.psf_sigma)
 
-        own, features, detail = self._own_image(frames[0], use[0], looking(shifts), noise)
-        expected = self._expected(detail, looking(shifts), noise)
+        optics = looking(shifts)
+        own, features, detail = self._own_image(frames[0], use[0], optics, noise)
+        expected = self._expected(detail, optics, noise)
         for _ in range(REGISTERED):
-            optics = looking(shifts)
             difference = self._differences(frames, use, own, expected, optics)
             belief = use / jnp.square(1 + jnp.square(difference / (3 * expected)))
             shifts = shifts + moves(own, difference, belief, optics)
-        optics = looking(shifts)
+            optics = looking(shifts)
         difference = self._differences(frames, use, own, expected, optics)
         weights = self._weights(difference, expected, use, optics, noise)
         if self.iterations:  # a sharper image registers better
@@ -190,7 +190,7 @@ class Unrolled(nn.Module):
     ) -> tuple[Array, Array, Array]:
         """The reference's own image [H, W], its features, and its detail squared [h, w]."""
         r = self.scale
-        seen = Optics(optics.rows[:1], optics.columns[:1])
+        seen = optics.reference
         up = [jnp.asarray(enlarge_axis(n, r)) for n in frame.shape]
         plain = up[0] @ frame @ up[1].T
         share = _share(seen.back_project(use[None]))
@@ -215,8 +215,8 @@ class Unrolled(nn.Module):
 
     def _expected(self, detail: Array, optics: Optics, noise: Array) -> Array:
         """How much a frame may differ from the own image, [N, h, w]."""
-        spread = jnp.repeat(jnp.repeat(detail, self.scale, 0), self.scale, 1)
-        return jnp.sqrt(noise**2 + _DETAIL**2 * jnp.maximum(optics.observe(spread), 0))
+        spread = optics.observe(_nearest(detail, self.scale))
+        return jnp.sqrt(noise**2 + _DETAIL**2 * jnp.maximum(spread, 0))
 
     def _differences(
         self, frames: Array, use: Array, own: Array, expected: Array, optics: Optics
@@ -240,7 +240,7 @@ class Unrolled(nn.Module):
         """[N, h, w], the reference's being 1 where it is reliable."""
         if len(use) == 1:
             return use
-        known = optics.observe(jnp.repeat(jnp.repeat(use[0], self.scale, 0), self.scale, 1))
+        known = optics.observe(_nearest(use[0], self.scale))
         square = _box(use * jnp.square(difference)) / jnp.maximum(_box(use), 1 / 18)
         ratio = square / jnp.square(expected)
         belief = 1 / (1 + ratio / 4)
@@ -285,7 +285,7 @@ class Unrolled(nn.Module):
         r = self.scale
         others = optics.back_project(weights.at[0].set(0.0))
         whole = optics.back_project(weights)
-        once = Optics(optics.rows[:1], optics.columns[:1]).back_project(jnp.ones_like(weights[:1]))
+        once = optics.reference.back_project(jnp.ones_like(weights[:1]))
         spoke, heard = whole / once, others / once
         step = self._back_projected(difference, weights, optics, self.iterations)
         left = difference - optics.observe(step)
@@ -352,6 +352,11 @@ def moves(image: Array, difference: Array, weights: Array, optics: Optics) -> Ar
 def _share(seen: Array) -> Array:
     """What a back-projection is multiplied by, [H, W]; nothing where nothing was seen."""
     return jnp.where(seen > _SEEN / 9, STEP / jnp.maximum(seen, _SEEN / 9), 0.0)
+
+
+def _nearest(x: Array, scale: int) -> Array:
+    """[h, w] → [H, W] by nearest neighbour."""
+    return jnp.repeat(jnp.repeat(x, scale, 0), scale, 1)
 
 
 def _box(x: Array) -> Array:

@@ -25,6 +25,11 @@ class Optics(NamedTuple):
     rows: Array  # [N, h, H]
     columns: Array  # [N, w, W]
 
+    @property
+    def reference(self) -> Optics:
+        """That of frame 0 alone."""
+        return Optics(self.rows[:1], self.columns[:1])
+
     def observe(self, hr: Array) -> Array:
         """A_n of one image: [H, W] → [N, h, w]."""
         half = jnp.einsum("nhH,HW->nhW", self.rows, hr)
