@@ -1,0 +1,1 @@
+"""Stacks larger than memory: read, super-resolved and written window by window."""
