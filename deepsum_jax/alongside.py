@@ -76,18 +76,18 @@ def check_arguments(args: argparse.Namespace, channels: int) -> None:
             raise ValueError(f"--{name} {path}: found the file of --{first}, expected another")
 
 
-def check_result(args: argparse.Namespace, result: Prediction, bundle: Bundle) -> None:
+def check_system(args: argparse.Namespace, bundle: Bundle) -> None:
     """Raises ValueError where something is asked for that the system does not give."""
-    label = system_of(bundle.config).label
-    if args.uncertainty is not None and result.standard_error is None:
+    system = system_of(bundle.config)
+    if args.uncertainty is not None and "standard_error" not in system.gives:
         raise ValueError(
-            f"--uncertainty: found no standard error from {label}, expected a system that gives "
-            "it; leave it out"
+            f"--uncertainty: found no standard error from {system.label}, expected a system that "
+            "gives it; leave it out"
         )
-    if args.frames is not None and result.frames_per_pixel is None:
+    if args.frames is not None and "frames_per_pixel" not in system.gives:
         raise ValueError(
-            f"--frames: found no frames per pixel from {label}, expected a system that gives them; "
-            "leave it out"
+            f"--frames: found no frames per pixel from {system.label}, expected a system that "
+            "gives them; leave it out"
         )
 
 

@@ -24,10 +24,9 @@ from deepsum_jax.data import kelvins
 from deepsum_jax.data.doubts import doubts
 from deepsum_jax.data.frames import MAX_FRAMES, reference_frame
 from deepsum_jax.data.scene import check_stack, with_channels
-from deepsum_jax.data.serving import Chosen, choose_frames
 from deepsum_jax.data.stackfile import check_output, read_input, write_output
-from deepsum_jax.systems.ensemble import self_ensemble
-from deepsum_jax.systems.system import Stack, SuperResolved
+from deepsum_jax.inference import check_predictor, frames_in_use, super_resolve_bands
+from deepsum_jax.systems.system import Stack
 from deepsum_jax.systems.table import system_of
 
 
@@ -42,21 +41,6 @@ class Prediction:
     # Where the system has them:
     standard_error: np.ndarray | None = None  # as `image`, root-mean-square error to be expected
     frames_per_pixel: np.ndarray | None = None  # float32 [r·h, r·w], how many frames spoke
-
-
-def check_predictor(bundle: Bundle) -> None:
-    """Raises where something is not a bundle, or not a whole system."""
-    if not isinstance(bundle, Bundle):
-        raise TypeError(
-            f"params: found {type(bundle).__name__}, expected a Bundle as load_params returns it"
-        )
-    system_of(bundle.config)
-    missing = bundle.missing_parts()
-    if missing:
-        raise ValueError(
-            f"params: the bundle has no {', '.join(missing)}; it can start a training (--init) "
-            "but not predict"
-        )
 
 
 def _reference_index(reference: int | str | None, frames: int, rule: str) -> int | None:
@@ -94,54 +78,6 @@ def _warn_if_unlike_training(lr: np.ndarray, masks: np.ndarray, config: ModelCon
                 stacklevel=3,
             )
             return
-
-
-def frames_in_use(
-    bundle: Bundle,
-    lr: np.ndarray,
-    masks: np.ndarray,
-    reference: int | None,
-    max_frames: int | None = None,
-    explicit: bool = False,
-) -> Chosen:
-    """The frames that a bundle's system sees of a stack [T, h, w, C]; see `data.serving`.
-
-    Args:
-      reference: that which a rule or the user (`explicit`) gives; None leaves it to the system, or
-        takes the clearest.
-    """
-    config, system = bundle.config, system_of(bundle.config)
-    if reference is None and system.choose_reference is not None and masks.any():
-        reference = system.choose_reference(lr, masks, config)
-    reach = system.reach(config, min(lr.shape[1:3]))
-    return choose_frames(lr, masks, config.num_frames, reference, max_frames, reach, explicit)
-
-
-def super_resolve(bundle: Bundle, stack: Stack, compute: Compute = Compute()) -> SuperResolved:
-    """What the bundle's system makes of the frames that are used; C is the bundle's."""
-    system = system_of(bundle.config)
-    plain = dataclasses.replace(compute, self_ensemble=False)
-
-    def run(stack: Stack) -> SuperResolved:
-        return system.super_resolve(bundle.params, stack, bundle.config, plain)
-
-    return self_ensemble(run, stack) if compute.self_ensemble else run(stack)
-
-
-def _joined(bands: Sequence[SuperResolved]) -> SuperResolved:
-    """Bands that were super-resolved one by one."""
-
-    def join(images: Sequence[np.ndarray | None]) -> np.ndarray | None:
-        known = [image for image in images if image is not None]
-        return np.concatenate(known, axis=-1) if len(known) == len(bands) else None
-
-    spoke = [b.frames_per_pixel for b in bands if b.frames_per_pixel is not None]
-    return SuperResolved(
-        np.concatenate([band.image for band in bands], axis=-1),
-        np.stack([band.weights for band in bands]).mean(axis=0),
-        standard_error=join([band.standard_error for band in bands]),
-        frames_per_pixel=np.mean(spoke, axis=0) if spoke else None,
-    )
 
 
 @overload
@@ -244,15 +180,7 @@ def predict(
     kept = chosen.kept
     if params.params and not system_of(config).any_units:
         _warn_if_unlike_training(frames, clear, config)
-    if channels == frames.shape[-1]:
-        result = super_resolve(params, Stack(frames[kept], clear[kept]), compute)
-    else:
-        result = _joined(
-            [
-                super_resolve(params, Stack(frames[kept][..., [c]], clear[kept]), compute)
-                for c in range(frames.shape[-1])
-            ]
-        )
+    result = super_resolve_bands(params, Stack(frames[kept], clear[kept]), compute)
     image, error = result.image, result.standard_error
     if lr.ndim == 3:
         image, error = image[..., 0], None if error is None else error[..., 0]
@@ -326,6 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_output(args.output, channels)
     alongside.check_arguments(args, channels)
     bundle = chosen_bundle(args)
+    alongside.check_system(args, bundle)
     reference = args.reference
     if reference is None and bundle.info.reference == "given" and args.inputs[0].is_dir():
         reference = reference_frame(kelvins.read_scene(args.inputs[0]), "given")
@@ -338,7 +267,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_frames=args.max_frames,
         compute=chosen_compute(args),
     )
-    alongside.check_result(args, result, bundle)
     write_output(args.output, result.image)
     alongside.write(args, stack, masks, result, bundle)
     size = "×".join(str(n) for n in result.image.shape)

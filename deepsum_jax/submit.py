@@ -20,7 +20,8 @@ from deepsum_jax.config import Compute
 from deepsum_jax.data import kelvins, submission
 from deepsum_jax.data.frames import MAX_FRAMES, reference_frame
 from deepsum_jax.data.png import clip_uint16
-from deepsum_jax.predict import check_predictor, predict
+from deepsum_jax.inference import check_predictor
+from deepsum_jax.predict import predict
 
 
 def bundles_by_band(bundles: Sequence[tuple[str, Bundle]]) -> dict[str, Bundle]:

@@ -54,7 +54,8 @@ from deepsum_jax.data.frames import select_frames
 from deepsum_jax.data.resample import bicubic_upsample
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.data.stackfile import write_output
-from deepsum_jax.predict import check_predictor, predict
+from deepsum_jax.inference import check_predictor
+from deepsum_jax.predict import predict
 from deepsum_jax.scoring.company import COMPANY
 from deepsum_jax.scoring.report import panel
 from deepsum_jax.scoring.scene import SceneScore, true_shifts

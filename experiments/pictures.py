@@ -28,8 +28,8 @@ from deepsum_jax.data import kelvins, resample
 from deepsum_jax.data.fill import fill_hidden
 from deepsum_jax.data.frames import reference_frame, select_frames
 from deepsum_jax.data.scene import Scene, with_channels
+from deepsum_jax.inference import check_predictor, super_resolve
 from deepsum_jax.model import ops
-from deepsum_jax.predict import check_predictor, super_resolve
 from deepsum_jax.scoring.scene import evaluate_scene, read_truth, true_shifts
 from deepsum_jax.scoring.splits import select_scenes
 from deepsum_jax.systems.system import Stack

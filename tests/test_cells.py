@@ -17,7 +17,7 @@ from deepsum_jax import files
 from deepsum_jax.config import ModelConfig, SimulationConfig, TrainConfig, override
 from deepsum_jax.config.presets import DEMO, TINY
 from deepsum_jax.data import kelvins
-from deepsum_jax.predict import super_resolve
+from deepsum_jax.inference import super_resolve
 from deepsum_jax.scoring.scene import SceneScore
 from deepsum_jax.scoring.summary import evaluate
 from deepsum_jax.simulation.dataset import write_dataset

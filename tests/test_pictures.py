@@ -21,7 +21,7 @@ from deepsum_jax.config import SimulationConfig
 from deepsum_jax.data.fill import fill_hidden
 from deepsum_jax.data.frames import select_frames
 from deepsum_jax.data.scene import Scene
-from deepsum_jax.predict import super_resolve
+from deepsum_jax.inference import super_resolve
 from deepsum_jax.scoring.scene import evaluate_scene
 from deepsum_jax.simulation.dataset import write_dataset
 from deepsum_jax.simulation.steady import simulate_scene

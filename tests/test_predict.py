@@ -23,7 +23,8 @@ from deepsum_jax.data.fill import keep_clouds
 from deepsum_jax.data.frames import select_frames
 from deepsum_jax.data.resample import bicubic_upsample, nearest_upsample
 from deepsum_jax.data.scene import Scene
-from deepsum_jax.predict import main, super_resolve
+from deepsum_jax.inference import super_resolve
+from deepsum_jax.predict import main
 from deepsum_jax.systems.system import Stack, SuperResolved
 from deepsum_jax.systems.table import SYSTEMS
 from deepsum_jax.systems.windows import average_windows, make_windows, window_inputs

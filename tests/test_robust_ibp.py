@@ -12,7 +12,7 @@ from deepsum_jax import Bundle, ModelConfig, metrics
 from deepsum_jax.data.frames import reference_first
 from deepsum_jax.data.scene import with_channels
 from deepsum_jax.data.sensor import PSF_SIGMA, observe
-from deepsum_jax.predict import frames_in_use
+from deepsum_jax.inference import frames_in_use
 from deepsum_jax.simulation.dates import read_dates
 from deepsum_jax.simulation.wald import WaldConfig, cut_scenes
 from deepsum_jax.systems.ibp import ibp

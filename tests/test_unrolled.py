@@ -18,7 +18,7 @@ from deepsum_jax.config import Compute, preset
 from deepsum_jax.data.aligned import Aligned
 from deepsum_jax.data.prepare import PreparedScene
 from deepsum_jax.data.sensor import observe
-from deepsum_jax.predict import super_resolve
+from deepsum_jax.inference import super_resolve
 from deepsum_jax.systems import unrolled
 from deepsum_jax.systems.system import Stack, SuperResolved
 from deepsum_jax.systems.table import SYSTEMS, init_params, param_shapes, system_of

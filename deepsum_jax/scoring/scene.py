@@ -18,8 +18,8 @@ from deepsum_jax.data.fill import fill_hidden
 from deepsum_jax.data.frames import reference_frame
 from deepsum_jax.data.registration import register_upsampled
 from deepsum_jax.data.scene import Scene, with_channels
+from deepsum_jax.inference import frames_in_use, super_resolve
 from deepsum_jax.model import ops
-from deepsum_jax.predict import frames_in_use, super_resolve
 from deepsum_jax.scoring.company import COMPANY, company
 from deepsum_jax.systems.system import Stack
 from deepsum_jax.systems.table import system_of

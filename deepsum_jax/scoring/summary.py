@@ -17,7 +17,7 @@ from deepsum_jax.config import Compute
 from deepsum_jax.data import kelvins
 from deepsum_jax.data.doubts import doubts
 from deepsum_jax.data.scene import with_channels
-from deepsum_jax.predict import check_predictor
+from deepsum_jax.inference import check_predictor
 from deepsum_jax.scoring.company import COMPANY
 from deepsum_jax.scoring.scene import SceneScore, evaluate_scene, read_truth
 from deepsum_jax.scoring.splits import select_scenes

@@ -8,6 +8,7 @@ from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.data import resample
 from deepsum_jax.data.fill import fill_hidden
 from deepsum_jax.data.registration import register_upsampled
+from deepsum_jax.data.survey import Survey
 from deepsum_jax.systems.system import Params, Stack, SuperResolved, System, equal_weights
 
 
@@ -45,10 +46,10 @@ def filled_mean(images: np.ndarray, clear: np.ndarray) -> np.ndarray:
 
 
 def registered_mean(
-    images: np.ndarray, lr: np.ndarray, masks: np.ndarray, scale: int
+    images: np.ndarray, lr: np.ndarray, masks: np.ndarray, scale: int, survey: Survey | None = None
 ) -> np.ndarray:
-    """Mean of upsampled frames, registered on frame 0 by masked integer cross-correlation and
-    filled (see `filled_mean`).
+    """Mean of upsampled frames, registered on frame 0 by masked integer cross-correlation, or as a
+    survey says, and filled (see `filled_mean`).
 
     Args:
       images: [N, r·h, r·w, C], finite, frame 0 the reference.
@@ -59,29 +60,35 @@ def registered_mean(
     Returns:
       [r·h, r·w, C].
     """
-    shifts = register_upsampled(lr, masks, scale, images)
+    if survey is None:
+        shifts = register_upsampled(lr, masks, scale, images)
+    else:
+        shifts = np.rint(survey.shifts).astype(np.int32)
     return filled_mean(*on_grid(images, masks, shifts, scale))
 
 
-def bicubic_mean(lr: np.ndarray, masks: np.ndarray, scale: int) -> np.ndarray:
+def bicubic_mean(
+    lr: np.ndarray, masks: np.ndarray, scale: int, survey: Survey | None = None
+) -> np.ndarray:
     """Mean of the bicubic-upsampled frames, registered on frame 0 (see `registered_mean`).
 
     Args:
       lr: [N, h, w, C] raw, frame 0 the reference; non-finite only where masked.
       masks: [N, h, w] bool, True = reliable.
       scale: r.
+      survey: of the large stack that the frames are a part of, if they are.
 
     Returns:
       float32 [r·h, r·w, C], raw.
     """
     frames = fill_hidden(lr, masks)
-    return registered_mean(resample.upsample(frames, scale), frames, masks, scale)
+    return registered_mean(resample.upsample(frames, scale), frames, masks, scale, survey)
 
 
 def super_resolve(
     params: Params, stack: Stack, config: ModelConfig, compute: Compute
 ) -> SuperResolved:
-    image = bicubic_mean(stack.lr, stack.masks, config.scale)
+    image = bicubic_mean(stack.lr, stack.masks, config.scale, stack.survey)
     return SuperResolved(image, equal_weights(len(stack.lr)))
 
 

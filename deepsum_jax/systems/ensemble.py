@@ -14,13 +14,18 @@ from deepsum_jax.data.turns import CODES, turned, turned_back
 from deepsum_jax.systems.system import Stack, SuperResolved
 
 
+def _turned(stack: Stack, code: int) -> Stack:
+    survey = None if stack.survey is None else stack.survey.turned(code)
+    return Stack(turned(stack.lr, code, (1, 2)), turned(stack.masks, code, (1, 2)), survey)
+
+
 def self_ensemble(run: Callable[[Stack], SuperResolved], stack: Stack) -> SuperResolved:
     """The mean of what `run` makes of a stack, its flips and its quarter turns.
 
     Standard errors and frames that spoke are means too: what errors cancel is not counted on.
     The filters are those of the stack as it lies.
     """
-    results = [run(Stack(*(turned(x, code, (1, 2)) for x in stack))) for code in CODES]
+    results = [run(_turned(stack, code)) for code in CODES]
 
     def mean(images: Sequence[np.ndarray | None]) -> np.ndarray | None:
         back = [turned_back(x, n, (0, 1)) for n, x in zip(CODES, images) if x is not None]

@@ -31,6 +31,7 @@ from deepsum_jax.data.fill import fill_hidden, without_outliers
 from deepsum_jax.data.registration import register_frames
 from deepsum_jax.data.scene import check_stack
 from deepsum_jax.data.sensor import PSF_SIGMA, Sensor, check_parameters, make_sensor
+from deepsum_jax.data.survey import Survey
 from deepsum_jax.systems.bicubic_mean import filled_mean, on_grid
 from deepsum_jax.systems.system import Params, Stack, SuperResolved, System, equal_weights
 
@@ -234,6 +235,7 @@ def ibp(
     scale: int,
     *,
     shifts: np.ndarray | None = ...,
+    survey: Survey | None = ...,
     psf_sigma: float = ...,
     step: float = ...,
     iterations: int = ...,
@@ -248,6 +250,7 @@ def ibp(
     scale: int,
     *,
     shifts: np.ndarray | None = ...,
+    survey: Survey | None = ...,
     psf_sigma: float = ...,
     step: float = ...,
     iterations: int = ...,
@@ -261,6 +264,7 @@ def ibp(
     scale: int,
     *,
     shifts: np.ndarray | None = None,
+    survey: Survey | None = None,
     psf_sigma: float = PSF_SIGMA,
     step: float = Options.step,
     iterations: int = Options.iterations,
@@ -276,6 +280,8 @@ def ibp(
       scale: r.
       shifts: [N, 2], HR pixels, that register the frames, if known: registered(y, x) =
         frame(y − s_y, x − s_x). By default they are found, to a fraction of a pixel.
+      survey: of the large stack that the frames are a part of: their shifts and brightness. A part
+        alone would find others, and show it at its borders.
       psf_sigma: deviation of the sensor's Gaussian, LR pixels; its pixel integrates besides.
       step: how much of the mean back-projected difference is added, above 0 and below 2.
       iterations: at most; fewer are done once the residual no longer falls.
@@ -299,11 +305,17 @@ def ibp(
     likely = frames if (tame == masks).all() else fill_hidden(centred, tame)
     images = resample.upsample(likely, scale)  # [N, H, W, C]
     if shifts is None:
-        shifts = _register(likely, images, tame, scale, psf_sigma)
+        shifts = (
+            _register(likely, images, tame, scale, psf_sigma) if survey is None else survey.shifts
+        )
     shifts = np.asarray(shifts, np.float64)
 
     images, clear = on_grid(images, tame, np.rint(shifts).astype(int), scale)
-    gains, offsets = _match(images, clear)
+    if survey is None:
+        gains, offsets = _match(images, clear)
+    else:  # about each frame's level, as the frames are
+        gains = survey.gains
+        offsets = survey.offsets + gains * levels - levels[0]
     gain, offset = (x[:, None, None].astype(np.float32) for x in (gains, offsets))
     sensors = [make_sensor(lr.shape[1:3], s, scale, psf_sigma) for s in shifts]
     weights = np.stack([m & s.inside for m, s in zip(masks, sensors)])[..., None]
@@ -347,7 +359,7 @@ def super_resolve(
 ) -> SuperResolved:
     options = Options.from_dict(config.options)
     image = ibp(
-        stack.lr, stack.masks, config.scale,
+        stack.lr, stack.masks, config.scale, survey=stack.survey,
         psf_sigma=config.psf_sigma, step=options.step, iterations=options.iterations,
     )  # fmt: skip
     return SuperResolved(image, equal_weights(len(stack.lr)))

@@ -38,6 +38,7 @@ def super_resolve(
         psf_sigma=config.psf_sigma,
         iterations=options.iterations,
         rounds=options.rounds,
+        survey=stack.survey,
         return_details=True,
     )
     weights = result.weights.astype(np.float32)
@@ -64,4 +65,5 @@ ROBUST_IBP = System(
     options=Options,
     super_resolve=super_resolve,
     choose_reference=preferred_reference,
+    gives=("frames_per_pixel",),
 )

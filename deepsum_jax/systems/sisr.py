@@ -36,7 +36,7 @@ def mean(params: Params, stack: Stack, config: ModelConfig, compute: Compute) ->
     """Mean of every frame's own super-resolved image, registered on frame 0."""
     frames = fill(stack.lr, stack.masks, config.hidden)
     images = np.stack([sisr_image(params, frame, config, compute) for frame in frames])
-    image = registered_mean(images, frames, stack.masks, config.scale)
+    image = registered_mean(images, frames, stack.masks, config.scale, stack.survey)
     return SuperResolved(image, equal_weights(len(frames)))
 
 

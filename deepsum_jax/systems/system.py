@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from deepsum_jax.config import Compute, ModelConfig, Section, TrainConfig
 from deepsum_jax.data.aligned import Aligned
 from deepsum_jax.data.inputs import View
 from deepsum_jax.data.prepare import PreparedScene
+from deepsum_jax.data.survey import Survey
 
 Array = jax.Array
 Params = Any  # a nested dict of arrays, by sub-tree
@@ -55,6 +56,12 @@ class Stack(NamedTuple):
 
     lr: np.ndarray  # [M, h, w, C] raw; non-finite only where masked
     masks: np.ndarray  # [M, h, w] bool, True = reliable
+    survey: Survey | None = None  # of the large stack that these are a part of
+
+    def band(self, channel: int) -> Stack:
+        """One band of it."""
+        survey = None if self.survey is None else self.survey.band(channel)
+        return Stack(self.lr[..., [channel]], self.masks, survey)
 
 
 class SuperResolved(NamedTuple):
@@ -92,6 +99,7 @@ class System:
         for which no other rule is set, where the system knows better than clearance.
       align: (lr [N, h, w, C], masks [N, h, w], config) → the stack as the system takes it, for one
         that looks through the sensor; training prepares scenes by it.
+      gives: what of `SuperResolved` it tells besides the image and the weights.
       any_units: whether the result is the same in any unit, whatever training's were.
       work: nominal operations on a scene of so many frames, of [H, W] upsampled pixels.
     """
@@ -108,6 +116,7 @@ class System:
     reach: Callable[[ModelConfig, int], float] = lambda model, side: side // 4
     choose_reference: Callable[[np.ndarray, np.ndarray, ModelConfig], int] | None = None
     align: Callable[[np.ndarray, np.ndarray, ModelConfig], Aligned] | None = None
+    gives: tuple[Literal["standard_error", "frames_per_pixel"], ...] = ()
     any_units: bool = False
     work: Callable[[ModelConfig, int, int, int], float] = lambda model, height, width, frames: 0.0
 

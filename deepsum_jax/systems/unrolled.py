@@ -175,9 +175,11 @@ def align(lr: np.ndarray, masks: np.ndarray, config: ModelConfig) -> Aligned:
 def super_resolve(
     params: Params, stack: Stack, config: ModelConfig, compute: Compute
 ) -> SuperResolved:
-    aligned = align(stack.lr, stack.masks, config)
+    aligned = alignment.align(stack.lr, stack.masks, config.scale, config.psf_sigma, stack.survey)
+    # As many frames in all parts of a large stack, and so one compilation.
+    aligned = aligned if stack.survey is None else aligned.of(stack.survey.frames)
     output = _image(params, aligned, config, compute)
-    parts = output.weights.sum(axis=(1, 2), dtype=np.float64)
+    parts = output.weights[: len(stack.lr)].sum(axis=(1, 2), dtype=np.float64)
     error = np.exp(output.log_variance / 2) * np.float32(aligned.contrast)
     return SuperResolved(
         aligned.raw(output.sr)[..., None],
@@ -213,6 +215,7 @@ UNROLLED = System(
     super_resolve=super_resolve,
     choose_reference=preferred_reference,
     align=align,
+    gives=("standard_error", "frames_per_pixel"),
     any_units=True,
     work=work,
 )

@@ -103,7 +103,9 @@ def make_windows(stack: Stack, config: ModelConfig) -> Windows:
         members = tuple(tuple(range(n, n + size)) for n in range(count - size + 1))
     frames = fill(stack.lr, stack.masks, config.hidden)
     shifts = None
-    if needs_shifts(config):
+    if needs_shifts(config) and stack.survey is not None:
+        shifts = np.rint(stack.survey.shifts).astype(np.int32)
+    elif needs_shifts(config):
         shifts = register_upsampled(frames, stack.masks, config.scale)
     return Windows(members, frames, stack.masks, shifts)
 

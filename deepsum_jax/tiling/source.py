@@ -60,3 +60,22 @@ class Strip(NamedTuple):
     valid: np.ndarray  # bool [rows, W], where any frame was reliable
     standard_error: np.ndarray | None  # float32 [rows, W, C] raw, where the system has it
     frames_per_pixel: np.ndarray | None  # float32 [rows, W], likewise
+
+
+class ArraySource:
+    """A stack that is in memory.
+
+    Args:
+      lr: [T, h, w, C] raw; masks: [T, h, w] bool.
+    """
+
+    def __init__(self, lr: np.ndarray, masks: np.ndarray) -> None:
+        self._lr, self._masks = lr, masks
+        self.names = tuple(f"frame {n}" for n in range(len(lr)))
+        self.height, self.width, self.channels = lr.shape[1:]
+        self.dtype = lr.dtype
+        self.fractions = np.zeros((len(lr), 2))
+
+    def read(self, rect: Rect) -> tuple[np.ndarray, np.ndarray]:
+        part = (slice(None), *rect.part)
+        return self._lr[part].copy(), self._masks[part].copy()

@@ -24,9 +24,11 @@ import numpy as np
 from deepsum_jax.data import resample
 from deepsum_jax.data.scene import check_stack
 from deepsum_jax.data.sensor import PSF_SIGMA, check_parameters
+from deepsum_jax.data.survey import Survey
 from deepsum_jax.systems.robust import agreement, registration
 from deepsum_jax.systems.robust.comparison import (
     Comparison,
+    Units,
     compare,
     cool_frames,
     register,
@@ -131,17 +133,25 @@ class _Result:
     strangers: dict[int, str]
 
 
-def _solve(stack: Frames, shifts: np.ndarray | None, iterations: int, rounds: int) -> _Result:
+def _solve(
+    stack: Frames, units: Units, shifts: np.ndarray | None, survey: Survey | None,
+    iterations: int, rounds: int,
+) -> _Result:  # fmt: skip
     reference = reference_image(stack, stack.masks[0], iterations)
-    shifts = register(stack, reference) if shifts is None else shifts
+    if shifts is None:
+        shifts = register(stack, reference, start=None if survey is None else survey.shifts)
+    match = None if survey is None else units.match(survey)
     sensors = stack.sensors(shifts)
     numbers = list(range(1, len(stack.frames)))
 
     def compared(image: np.ndarray) -> dict[int, Comparison]:
-        return {n: compare(stack, n, sensors[n], image, reference.clear) for n in numbers}
+        return {n: compare(stack, n, sensors[n], image, reference.clear, match) for n in numbers}
 
     found = compared(reference.image)
-    noise = stack_noise(stack, list(found.values()))
+    if survey is None:
+        noise = stack_noise(stack, list(found.values()))
+    else:
+        noise = survey.noise / units.unit
     if numbers:
         matched = [stack.frames[0], *(found[n].matched for n in numbers)]
         reference = mended(stack, reference, matched, shifts, noise, iterations)
@@ -155,7 +165,10 @@ def _solve(stack: Frames, shifts: np.ndarray | None, iterations: int, rounds: in
     credits, strangers = _admit(stack, found, {n: expected(n, 0) for n in numbers})
     numbers = list(credits)
 
-    contrast = agreement.contrast(stack.frames[0], stack.masks[0])
+    if survey is None:
+        contrast = agreement.contrast(stack.frames[0], stack.masks[0])
+    else:
+        contrast = survey.contrast / units.unit
     image, own = reference.image, reference.mask.astype(np.float32)
     weights = {0: own}
     for number in range(rounds):
@@ -200,6 +213,7 @@ def robust_ibp(
     *,
     psf_sigma: float = ...,
     shifts: np.ndarray | None = ...,
+    survey: Survey | None = ...,
     iterations: int = ...,
     rounds: int = ...,
     return_details: Literal[False] = ...,
@@ -214,6 +228,7 @@ def robust_ibp(
     *,
     psf_sigma: float = ...,
     shifts: np.ndarray | None = ...,
+    survey: Survey | None = ...,
     iterations: int = ...,
     rounds: int = ...,
     return_details: Literal[True],
@@ -227,6 +242,7 @@ def robust_ibp(
     *,
     psf_sigma: float = PSF_SIGMA,
     shifts: np.ndarray | None = None,
+    survey: Survey | None = None,
     iterations: int = ITERATIONS,
     rounds: int = ROUNDS,
     return_details: bool = False,
@@ -244,6 +260,8 @@ def robust_ibp(
       psf_sigma: deviation of the sensor's Gaussian, LR pixels; its pixel integrates besides.
       shifts: [N, 2], HR pixels, that register the frames, if known: registered(y, x) =
         frame(y − s_y, x − s_x). By default they are found, up to a quarter of the smaller side.
+      survey: of the large stack that the frames are a part of: where registration begins, and the
+        one brightness, noise and contrast of all parts.
       iterations: back-projections in each round; more sharpen further, noise too.
       rounds: of weighing, the later ones against the sharpened image.
       return_details: return a `RobustBackProjection` instead of the image alone.
@@ -260,9 +278,11 @@ def robust_ibp(
     _check(lr, masks, scale, psf_sigma, shifts, iterations, rounds)
     reasons = {n: unusable(f, m) for n, (f, m) in enumerate(zip(lr, masks))}
     kept = [n for n in reasons if n == 0 or not reasons[n]]
-    stack, (level, unit) = cool_frames(lr[kept], masks[kept], scale, psf_sigma)
+    stack, units = cool_frames(lr[kept], masks[kept], scale, psf_sigma)
+    level, unit = units
     given = None if shifts is None else np.asarray(shifts, np.float64)[kept]
-    result = _solve(stack, given, iterations, rounds)
+    theirs = None if survey is None else survey.led_by(kept)
+    result = _solve(stack, units, given, theirs, iterations, rounds)
     image = (unit * result.image.astype(np.float64) + level).astype(np.float32)
     if not return_details:
         return image

@@ -13,6 +13,7 @@ import numpy as np
 
 from deepsum_jax.data.fill import nearest_reliable
 from deepsum_jax.data.sensor import Sensor
+from deepsum_jax.data.survey import Survey
 from deepsum_jax.systems.robust import agreement, registration
 from deepsum_jax.systems.robust.reference_image import Frames, Reference
 
@@ -24,6 +25,18 @@ class Units(NamedTuple):
 
     level: np.ndarray  # [C] float64, the reference's
     unit: float  # above 0, of all bands
+
+    def match(self, survey: Survey) -> Match:
+        """A survey's brightness in these units."""
+        offsets = (survey.gains * self.level + survey.offsets - self.level) / self.unit
+        return Match(survey.gains.astype(np.float32), offsets.astype(np.float32))
+
+
+class Match(NamedTuple):
+    """gain · frame + offset has the reference's brightness, in a stack's own units."""
+
+    gains: np.ndarray  # [N, C]
+    offsets: np.ndarray  # [N, C]
 
 
 def cool_frames(
@@ -57,10 +70,19 @@ def _unit(values: np.ndarray) -> float:
     return float(high - low) or float(values.std()) or 1.0
 
 
-def register(stack: Frames, reference: Reference, steps: int = registration.STEPS) -> np.ndarray:
-    """Shifts [N, 2] of frames on the reference's image, HR pixels, in so many steps at most."""
+def register(
+    stack: Frames,
+    reference: Reference,
+    steps: int = registration.STEPS,
+    start: np.ndarray | None = None,
+) -> np.ndarray:
+    """Shifts [N, 2] of frames on the reference's image, HR pixels, in so many steps at most, from
+    `start` on or from whole pixels that are searched for."""
     grey = stack.frames.mean(axis=-1)
-    shifts = registration.coarse_shifts(grey, stack.masks, stack.scale)
+    if start is None:
+        shifts = registration.coarse_shifts(grey, stack.masks, stack.scale)
+    else:
+        shifts = np.array(start, np.float64)
     image = reference.image.mean(axis=-1)
     for n in range(1, len(grey)):
         shifts[n] = registration.refine(
@@ -81,9 +103,15 @@ class Comparison:
 
 
 def compare(
-    stack: Frames, n: int, sensor: Sensor, image: np.ndarray, clear: np.ndarray
+    stack: Frames,
+    n: int,
+    sensor: Sensor,
+    image: np.ndarray,
+    clear: np.ndarray,
+    known_match: Match | None = None,
 ) -> Comparison:
-    """Frame `n` in the reference's brightness against an image [H, W, C], known where `clear`."""
+    """Frame `n` in the reference's brightness, which is found unless it is known, against an image
+    [H, W, C], known where `clear`."""
     use = stack.masks[n] & sensor.inside
     known = use
     if not clear.all():
@@ -91,7 +119,10 @@ def compare(
     view = sensor.observe(image)
     matched = np.empty_like(stack.frames[n])
     for c in range(matched.shape[-1]):
-        gain, offset = agreement.match(stack.frames[n, ..., c], view[..., c], known)
+        if known_match is None:
+            gain, offset = agreement.match(stack.frames[n, ..., c], view[..., c], known)
+        else:
+            gain, offset = known_match.gains[n, c], known_match.offsets[n, c]
         matched[..., c] = gain * stack.frames[n, ..., c] + offset
     return Comparison(matched, matched - view, known, use)
 

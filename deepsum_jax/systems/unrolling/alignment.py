@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from deepsum_jax.data.aligned import Aligned
+from deepsum_jax.data.survey import Survey
 from deepsum_jax.systems.robust import agreement
 from deepsum_jax.systems.robust.comparison import compare, cool_frames, register, stack_noise
 from deepsum_jax.systems.robust.reference_image import mended, reference_image
@@ -18,7 +19,13 @@ _ROUGHLY = 2  # Gauss-Newton steps of registration, which the network refines on
 _NOISY = 3.0  # of the noise: the least contrast that is taken as the unit
 
 
-def align(lr: np.ndarray, masks: np.ndarray, scale: int, psf_sigma: float) -> Aligned:
+def align(
+    lr: np.ndarray,
+    masks: np.ndarray,
+    scale: int,
+    psf_sigma: float,
+    survey: Survey | None = None,
+) -> Aligned:
     """Registers frames of one band on frame 0 and brings them into its brightness.
 
     What the reference hides, and its hot pixels, are filled with what the others show there, and
@@ -29,15 +36,20 @@ def align(lr: np.ndarray, masks: np.ndarray, scale: int, psf_sigma: float) -> Al
       masks: [N, h, w] bool, True = reliable; some of frame 0's are.
       scale: r.
       psf_sigma: deviation of the sensor's Gaussian, LR pixels.
+      survey: of the large stack that the frames are a part of: where registration begins, and the
+        one brightness, noise and contrast of all parts.
     """
-    stack, (level, unit) = cool_frames(lr, masks, scale, psf_sigma)
+    stack, units = cool_frames(lr, masks, scale, psf_sigma)
+    level, unit = units
     reference = reference_image(stack, stack.masks[0], _STEPS)
-    shifts = register(stack, reference, _ROUGHLY)
+    shifts = register(stack, reference, _ROUGHLY, None if survey is None else survey.shifts)
     sensors = stack.sensors(shifts)
+    match = None if survey is None else units.match(survey)
     found = [
-        compare(stack, n, sensors[n], reference.image, reference.clear) for n in range(1, len(lr))
+        compare(stack, n, sensors[n], reference.image, reference.clear, match)
+        for n in range(1, len(lr))
     ]
-    noise = stack_noise(stack, found)
+    noise = stack_noise(stack, found) if survey is None else survey.noise / unit
     matched = [stack.frames[0], *(f.matched for f in found)]
     own = stack.masks[0]
     if found:
@@ -45,7 +57,10 @@ def align(lr: np.ndarray, masks: np.ndarray, scale: int, psf_sigma: float) -> Al
         own = whole.mask
         view = stack.sensors(np.zeros((1, 2)))[0].observe(whole.image)
         matched[0] = np.where(own[..., None], matched[0], view)
-    spread = agreement.contrast(stack.frames[0], stack.masks[0])[0]
+    if survey is None:
+        spread = agreement.contrast(stack.frames[0], stack.masks[0])[0]
+    else:
+        spread = survey.contrast[0] / unit
     contrast = max(float(spread), _NOISY * float(noise[0])) or 1.0  # of a flat frame, any
     return Aligned(
         np.stack(matched)[..., 0] / np.float32(contrast),
