@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from deepsum_jax.bundle import Bundle
@@ -71,10 +72,32 @@ def super_resolve_bands(
 ) -> SuperResolved:
     """The same of a stack of any bands: together where the bundle's are as many, else one by one,
     each with the bundle's only one."""
-    count = stack.lr.shape[-1]
+    return super_resolve_parts(bundle, [stack], compute)[0]
+
+
+def super_resolve_parts(
+    bundle: Bundle, parts: Sequence[Stack], compute: Compute = Compute()
+) -> list[SuperResolved]:
+    """The same of parts of one size of a large stack, over all devices where the system can."""
+    count = parts[0].lr.shape[-1]
     if bundle.config.channels == count:
-        return super_resolve(bundle, stack, compute)
-    return _joined([super_resolve(bundle, stack.band(c), compute) for c in range(count)])
+        return _each(bundle, parts, compute)
+    bands = _each(bundle, [part.band(c) for part in parts for c in range(count)], compute)
+    return [_joined(bands[n : n + count]) for n in range(0, len(bands), count)]
+
+
+def _each(bundle: Bundle, stacks: Sequence[Stack], compute: Compute) -> list[SuperResolved]:
+    many = system_of(bundle.config).super_resolve_many
+    devices = jax.local_device_count()
+    at_once = all(stack.survey is not None for stack in stacks)  # else their sizes may differ
+    if many is None or compute.self_ensemble or devices == 1 or not at_once:
+        return [super_resolve(bundle, stack, compute) for stack in stacks]
+    results: list[SuperResolved] = []
+    for n in range(0, len(stacks), devices):
+        group = list(stacks[n : n + devices])
+        idle = [group[-1]] * (devices - len(group))  # one compiled program for all groups
+        results += many(bundle.params, [*group, *idle], bundle.config, compute)[: len(group)]
+    return results
 
 
 def _joined(bands: Sequence[SuperResolved]) -> SuperResolved:

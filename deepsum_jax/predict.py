@@ -28,6 +28,9 @@ from deepsum_jax.data.stackfile import check_output, read_input, write_output
 from deepsum_jax.inference import check_predictor, frames_in_use, super_resolve_bands
 from deepsum_jax.systems.system import Stack
 from deepsum_jax.systems.table import system_of
+from deepsum_jax.tiling.mosaic import Mosaic, make_plan
+from deepsum_jax.tiling.overview import WHOLE
+from deepsum_jax.tiling.source import ArraySource
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,7 +125,8 @@ def predict(
     that cannot serve, which are left out with a warning (see `data.serving`). With more
     than the network's N, a window of N moves by one frame, each window's image is registered on
     the first by whole pixels, and the images are averaged (slides, "Testing with more images");
-    with fewer, the clearest is repeated.
+    with fewer, the clearest is repeated. Frames of more than 512×512 pixels are super-resolved
+    tile by tile, see `tiling.mosaic`.
 
     Args:
       params: a bundle, from `load_params`.
@@ -170,23 +174,64 @@ def predict(
         )
     if max_frames is not None and (not isinstance(max_frames, (int, np.integer)) or max_frames < 1):
         raise ValueError(f"max_frames: found {max_frames!r}, expected a whole number above 0")
-    for doubt in doubts(frames, clear):
-        warnings.warn(doubt, UserWarning, stacklevel=2)
     index = _reference_index(reference, len(frames), params.info.reference)
     explicit = isinstance(reference, (int, np.integer))
-    chosen = frames_in_use(params, frames, clear, index, max_frames, explicit)
-    for line in chosen.warnings():
-        warnings.warn(line, UserWarning, stacklevel=2)
-    kept = chosen.kept
     if params.params and not system_of(config).any_units:
         _warn_if_unlike_training(frames, clear, config)
-    result = super_resolve_bands(params, Stack(frames[kept], clear[kept]), compute)
-    image, error = result.image, result.standard_error
+    large = frames[0, ..., 0].size > WHOLE
+    run = _by_tiles if large else _at_once
+    result = run(params, frames, clear, index, explicit, max_frames, compute)
     if lr.ndim == 3:
-        image, error = image[..., 0], None if error is None else error[..., 0]
-    if not return_details:
-        return image
-    return Prediction(image, kept[0], tuple(kept), result.weights, error, result.frames_per_pixel)
+        error = result.standard_error
+        result = dataclasses.replace(
+            result,
+            image=result.image[..., 0],
+            standard_error=None if error is None else error[..., 0],
+        )
+    return result if return_details else result.image
+
+
+def _at_once(
+    bundle: Bundle, lr: np.ndarray, masks: np.ndarray, reference: int | None, explicit: bool,
+    max_frames: int | None, compute: Compute,
+) -> Prediction:  # fmt: skip
+    """A stack [T, h, w, C] as a whole."""
+    for doubt in doubts(lr, masks):
+        warnings.warn(doubt, UserWarning, stacklevel=3)
+    chosen = frames_in_use(bundle, lr, masks, reference, max_frames, explicit)
+    for line in chosen.warnings():
+        warnings.warn(line, UserWarning, stacklevel=3)
+    kept = chosen.kept
+    result = super_resolve_bands(bundle, Stack(lr[kept], masks[kept]), compute)
+    return Prediction(
+        result.image, kept[0], tuple(kept), result.weights, result.standard_error,
+        result.frames_per_pixel,
+    )  # fmt: skip
+
+
+def _by_tiles(
+    bundle: Bundle, lr: np.ndarray, masks: np.ndarray, reference: int | None, explicit: bool,
+    max_frames: int | None, compute: Compute,
+) -> Prediction:  # fmt: skip
+    """The same of a large one, tile by tile."""
+    source = ArraySource(lr, masks)
+    plan = make_plan(bundle, source, reference, explicit=explicit, max_frames=max_frames)
+    mosaic = Mosaic(bundle, source, plan, compute=compute)
+    strips = list(mosaic.strips())
+
+    def joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
+        known = [part for part in parts if part is not None]
+        return np.concatenate(known) if known else None
+
+    kept = plan.chosen.kept
+    return Prediction(
+        np.concatenate([strip.image for strip in strips]),
+        kept[0],
+        tuple(kept),
+        mosaic.shares[kept].astype(np.float32),
+        joined([strip.standard_error for strip in strips]),
+        joined([strip.frames_per_pixel for strip in strips]),
+    )
 
 
 def _reference(text: str) -> int | str:

@@ -88,6 +88,8 @@ class System:
       name: what configurations call it.
       label: what tables call it.
       super_resolve: (params, stack, config, compute) → the image and how it came about.
+      super_resolve_many: the same for stacks of one size, at most one for each of the devices,
+        which work at once; for systems that can.
       options: the section that declares what `ModelConfig.options` may hold.
       check: raises ValueError where a configuration's fields do not go with its options.
       stages: the stages that it learns in; none for a system without parameters.
@@ -107,6 +109,9 @@ class System:
     name: str
     label: str
     super_resolve: Callable[[Params, Stack, ModelConfig, Compute], SuperResolved]
+    super_resolve_many: (
+        Callable[[Params, Sequence[Stack], ModelConfig, Compute], list[SuperResolved]] | None
+    ) = None
     options: type[Section] = NoOptions
     check: Callable[[ModelConfig], None] = lambda model: None
     stages: Callable[[ModelConfig], tuple[Stage, ...]] = lambda model: ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -145,7 +145,7 @@ def scene_image(
     assert scene.aligned is not None
     # One shape for all scenes of a size, and so one compilation.
     stack = scene.aligned.of(max(config.model.num_frames, len(scene.aligned.frames)))
-    return stack.raw(_image(params, stack, config.model, config.compute)[0])[..., None], None
+    return stack.raw(_images(params, [stack], config.model, config.compute).sr[0])[..., None], None
 
 
 END_TO_END = Stage("deepsum", loss, trains=PARTS, view="aligned", image=scene_image)
@@ -155,16 +155,27 @@ END_TO_END = Stage("deepsum", loss, trains=PARTS, view="aligned", image=scene_im
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(config: ModelConfig, compute: Compute) -> Callable[..., Output]:
-    module = network(config, compute)
-    return jax.jit(functools.partial(apply, module))
+def _compiled(config: ModelConfig, compute: Compute, devices: int = 1) -> Callable[..., Output]:
+    """The network on one stack, or on one for each of several devices."""
+    run = functools.partial(apply, network(config, compute))
+    if devices == 1:
+        return jax.jit(run)
+    return jax.pmap(run, in_axes=(None, 0, 0, 0, 0), devices=jax.local_devices()[:devices])
 
 
-def _image(params: Params, stack: Aligned, config: ModelConfig, compute: Compute) -> Any:
-    """The network's `Output` for one stack, as numpy's arrays."""
+def _images(
+    params: Params, stacks: Sequence[Aligned], config: ModelConfig, compute: Compute
+) -> Any:
+    """The network's `Output` for stacks of one shape, at most one for each device, as numpy's
+    arrays with a leading axis."""
     # The normalisation is no part of the computation, and must not compile it anew.
     plain = dataclasses.replace(config, normalization=ModelConfig().normalization)
-    output = _compiled(plain, compute)(params, stack.frames, stack.masks, stack.shifts, stack.noise)
+    run = _compiled(plain, compute, len(stacks))
+    given = [(s.frames, s.masks, s.shifts, s.noise) for s in stacks]
+    if len(stacks) == 1:
+        output = jax.tree.map(lambda x: x[None], run(params, *given[0]))
+    else:
+        output = run(params, *(np.stack(parts) for parts in zip(*given)))
     return jax.tree.map(lambda x: np.asarray(x, np.float32), output)
 
 
@@ -175,18 +186,33 @@ def align(lr: np.ndarray, masks: np.ndarray, config: ModelConfig) -> Aligned:
 def super_resolve(
     params: Params, stack: Stack, config: ModelConfig, compute: Compute
 ) -> SuperResolved:
-    aligned = alignment.align(stack.lr, stack.masks, config.scale, config.psf_sigma, stack.survey)
-    # As many frames in all parts of a large stack, and so one compilation.
-    aligned = aligned if stack.survey is None else aligned.of(stack.survey.frames)
-    output = _image(params, aligned, config, compute)
-    parts = output.weights[: len(stack.lr)].sum(axis=(1, 2), dtype=np.float64)
-    error = np.exp(output.log_variance / 2) * np.float32(aligned.contrast)
-    return SuperResolved(
-        aligned.raw(output.sr)[..., None],
-        (parts / max(parts.sum(), 1e-12)).astype(np.float32),
-        standard_error=error[..., None],
-        frames_per_pixel=output.spoke,
-    )
+    return super_resolve_many(params, [stack], config, compute)[0]
+
+
+def super_resolve_many(
+    params: Params, stacks: Sequence[Stack], config: ModelConfig, compute: Compute
+) -> list[SuperResolved]:
+    """Parts of one survey, or one stack; at most one for each device."""
+    aligned = []
+    for lr, masks, survey in stacks:
+        one = alignment.align(lr, masks, config.scale, config.psf_sigma, survey)
+        # As many frames in all parts of a large stack, and so one compilation.
+        aligned.append(one if survey is None else one.of(survey.frames))
+    outputs = _images(params, aligned, config, compute)
+    results = []
+    for n, (stack, one) in enumerate(zip(stacks, aligned)):
+        output = jax.tree.map(lambda x, n=n: x[n], outputs)
+        parts = output.weights[: len(stack.lr)].sum(axis=(1, 2), dtype=np.float64)
+        error = np.exp(output.log_variance / 2) * np.float32(one.contrast)
+        results.append(
+            SuperResolved(
+                one.raw(output.sr)[..., None],
+                (parts / max(parts.sum(), 1e-12)).astype(np.float32),
+                standard_error=error[..., None],
+                frames_per_pixel=output.spoke,
+            )
+        )
+    return results
 
 
 def work(model: ModelConfig, height: int, width: int, frames: int) -> float:
@@ -213,6 +239,7 @@ UNROLLED = System(
     param_shapes=param_shapes,
     zeroed=tuple((part, "leave") for part in PARTS),
     super_resolve=super_resolve,
+    super_resolve_many=super_resolve_many,
     choose_reference=preferred_reference,
     align=align,
     gives=("standard_error", "frames_per_pixel"),

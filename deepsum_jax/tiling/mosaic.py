@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import scipy.ndimage
 from tqdm import tqdm
@@ -25,8 +26,9 @@ from deepsum_jax.data import resample
 from deepsum_jax.data.doubts import doubts
 from deepsum_jax.data.frames import select_frames
 from deepsum_jax.data.serving import Chosen
-from deepsum_jax.inference import frames_in_use, super_resolve_bands
-from deepsum_jax.systems.system import Stack
+from deepsum_jax.data.survey import Survey
+from deepsum_jax.inference import frames_in_use, super_resolve_parts
+from deepsum_jax.systems.system import Stack, SuperResolved
 from deepsum_jax.systems.table import system_of
 from deepsum_jax.tiling import tiles as cutting
 from deepsum_jax.tiling.overview import Overview, look_over
@@ -154,51 +156,72 @@ def _moved(image: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return np.stack(planes, axis=-1).astype(np.float32)
 
 
-def _super_resolve_tile(
-    bundle: Bundle, source: Source, plan: Plan, rect: Rect, compute: Compute
-) -> Arrays:
-    """One tile: image, standard_error and frames_per_pixel, NaN where nothing is known; and each
-    frame's share in it."""
-    kept, scale = plan.chosen.kept, bundle.config.scale
+class _Part(NamedTuple):
+    """One tile, ready to be super-resolved."""
+
+    stack: Stack  # the leader first
+    whole: Survey  # of all kept frames
+    members: list[int]  # indices into the kept frames
+
+
+def _read_part(source: Source, plan: Plan, rect: Rect, frames: int) -> _Part | None:
+    """A tile's frames; None where nothing is reliable."""
+    kept = plan.chosen.kept
     lr, masks = source.read(rect)
     lr, masks = lr[kept], masks[kept]
     whole = plan.field.at(rect)
-    members = _members(masks, bundle.config.num_frames, whole.frames)
-    size = (scale * rect.height, scale * rect.width)
-    shares = np.zeros(len(source.names), np.float32)
+    members = _members(masks, frames, whole.frames)
     if not members:
-        hidden = np.full((*size, source.channels), np.nan, np.float32)
-        return {"image": hidden, "shares": shares}
-    leader = members[0]
-    survey = whole.led_by(members)
-    result = super_resolve_bands(bundle, Stack(lr[members], masks[members], survey), compute)
+        return None
+    stack = Stack(lr[members], masks[members], whole.led_by(members))
+    return _Part(stack, whole, members)
+
+
+def _arrays(part: _Part, result: SuperResolved, plan: Plan, scale: int) -> Arrays:
+    """A tile's image, standard_error and frames_per_pixel on the reference's grid, where any frame
+    was reliable (valid), and each frame's share in it."""
+    leader, whole = part.members[0], part.whole
     image, error, spoke = result.image, result.standard_error, result.frames_per_pixel
-    if leader != 0:  # on its own grid and in its own brightness
+    if leader != 0:  # its own grid, its own brightness
         gain, offset = whole.gains[leader], whole.offsets[leader]
         shift = whole.shifts[leader]
         image = _moved(image, shift) * np.float32(gain) + np.float32(offset)
         error = None if error is None else np.abs(_moved(error, shift)) * np.float32(gain)
         spoke = None if spoke is None else _moved(spoke[..., None], shift)[..., 0]
-    shifts = np.rint(survey.shifts + whole.shifts[leader]).astype(int)
-    seen = np.any(resample.aligned_masks(masks[members], shifts, scale), axis=0)
-    np.add.at(shares, [kept[n] for n in members], result.weights)
-    found = {"image": np.where(seen[..., None], image, np.nan), "shares": shares}
+    shifts = np.rint(whole.shifts[part.members]).astype(int)
+    seen = np.any(resample.aligned_masks(part.stack.masks, shifts, scale), axis=0)
+    shares = np.zeros(plan.overview.clear.shape[0], np.float32)
+    np.add.at(shares, [plan.chosen.kept[n] for n in part.members], result.weights)
+    found = {"image": image, "valid": seen, "shares": shares}
     if error is not None:
-        found["standard_error"] = np.where(seen[..., None], error, np.nan)
+        found["standard_error"] = error
     if spoke is not None:
-        found["frames_per_pixel"] = np.where(seen, np.maximum(spoke, 0), 0)
+        found["frames_per_pixel"] = np.maximum(spoke, 0)
     return found
+
+
+def _nothing(plan: Plan, rect: Rect, scale: int) -> Arrays:
+    """A tile in which nothing is reliable: the stack's usual level, give or take its contrast."""
+    size = (scale * rect.height, scale * rect.width)
+    whole, level = plan.field.whole, plan.field.level
+    return {
+        "image": np.broadcast_to(level, (*size, len(level))).astype(np.float32),
+        "standard_error": np.broadcast_to(whole.contrast, (*size, len(level))).astype(np.float32),
+        "frames_per_pixel": np.zeros(size, np.float32),
+        "valid": np.zeros(size, bool),
+        "shares": np.zeros(plan.overview.clear.shape[0], np.float32),
+    }
 
 
 # --- all tiles
 
 
 def tiles_at_once(bundle: Bundle, plan: Plan, memory: float) -> int:
-    """How many tiles fit into so many GB; one at least."""
+    """How many groups of tiles, one for each device, fit into so many GB; one at least."""
     r = bundle.config.scale
     pixels = r * r * plan.tiles.rows.length * plan.tiles.columns.length
     bytes_each = 4 * _COPIES * pixels * max(plan.field.whole.frames, bundle.config.num_frames)
-    return max(1, int(memory * 1e9 / bytes_each))
+    return max(1, int(memory * 1e9 / bytes_each / jax.local_device_count()))
 
 
 class Mosaic:
@@ -235,19 +258,16 @@ class Mosaic:
         gives = system_of(self._bundle.config).gives
         joined = cutting.joined(self._plan.tiles, self._rows(), scale)
         for row, values in joined:
-            image = values[..., :channels]
-            error = values[..., channels : 2 * channels]
-            spoke = values[..., -1]
             yield Strip(
                 row,
-                image,
-                np.isfinite(image).all(axis=-1),
-                error if "standard_error" in gives else None,
-                np.nan_to_num(spoke) if "frames_per_pixel" in gives else None,
+                values[..., :channels],
+                values[..., -1] > 0.5,
+                values[..., channels : 2 * channels] if "standard_error" in gives else None,
+                values[..., -2] if "frames_per_pixel" in gives else None,
             )
 
     def _rows(self) -> Iterator[Sequence[np.ndarray]]:
-        """Tiles by rows, what they hold side by side in [side, side, K]: image, error, frames."""
+        """Tiles by rows, each as of `_side_by_side`."""
         numbers = self._plan.tiles.numbers
         across = len(self._plan.tiles.columns.starts)
         done = self._in_order(numbers)
@@ -260,39 +280,56 @@ class Mosaic:
 
     def _in_order(self, numbers: Sequence[tuple[int, int]]) -> Iterator[Arrays]:
         """Tiles' arrays in order, as many computed at once as memory allows."""
-        waiting: deque[tuple[str, Future[None]]] = deque()
+        waiting: deque[tuple[list[tuple[int, int]], Future[None]]] = deque()
         bar = tqdm(total=len(numbers), unit="tile", disable=not self._progress, leave=False)
         pool = ThreadPoolExecutor(self._at_once)
+        devices = jax.local_device_count()
+        groups = [list(numbers[n : n + devices]) for n in range(0, len(numbers), devices)]
         try:
-            for row, column in numbers:
-                name = f"tile-{row}-{column}"
-                rect = self._plan.tiles.rect(row, column)
-                waiting.append((name, pool.submit(self._compute_tile, name, rect)))
-                if len(waiting) > self._at_once:
-                    yield self._finished(*waiting.popleft(), bar)
-            while waiting:
-                yield self._finished(*waiting.popleft(), bar)
+            while groups or waiting:
+                while groups and len(waiting) <= self._at_once:
+                    group = groups.pop(0)
+                    waiting.append((group, pool.submit(self._compute_group, group)))
+                group, future = waiting.popleft()
+                future.result()
+                for number in group:
+                    yield self._store.load(_name(number))
+                    self._store.forget(_name(number))
+                    bar.update()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             bar.close()
 
-    def _compute_tile(self, name: str, rect: Rect) -> None:
-        if not self._store.has(name):
-            found = _super_resolve_tile(self._bundle, self._source, self._plan, rect, self._compute)
-            self._store.save(name, found)
+    def _compute_group(self, numbers: Sequence[tuple[int, int]]) -> None:
+        """Tiles for all devices at once; those that there are already stay."""
+        scale, parts = self._bundle.config.scale, {}
+        for number in numbers:
+            if self._store.has(_name(number)):
+                continue
+            rect = self._plan.tiles.rect(*number)
+            part = _read_part(self._source, self._plan, rect, self._bundle.config.num_frames)
+            if part is None:
+                nothing = _nothing(self._plan, rect, scale)
+                self._store.save(_name(number), nothing)
+            else:
+                parts[number] = part
+        if parts:
+            stacks = [part.stack for part in parts.values()]
+            results = super_resolve_parts(self._bundle, stacks, self._compute)
+            for (number, part), result in zip(parts.items(), results):
+                self._store.save(_name(number), _arrays(part, result, self._plan, scale))
 
-    def _finished(self, name: str, future: Future[None], bar: tqdm) -> Arrays:
-        future.result()
-        arrays = self._store.load(name)
-        self._store.forget(name)
-        bar.update()
-        return arrays
+
+def _name(number: tuple[int, int]) -> str:
+    row, column = number
+    return f"tile-{row}-{column}"
 
 
 def _side_by_side(arrays: Arrays) -> np.ndarray:
-    """A tile's image, standard error and frames per pixel as [side, side, 2C + 1]; NaN where a
-    system has none."""
+    """A tile's image, standard error, frames per pixel and validity: [side, side, 2C + 2]; zeros
+    where a system has none."""
     image = arrays["image"]
-    error = arrays.get("standard_error", np.full_like(image, np.nan))
+    error = arrays.get("standard_error", np.zeros_like(image))
     spoke = arrays.get("frames_per_pixel", np.zeros(image.shape[:2], np.float32))
-    return np.concatenate([image, error, spoke[..., None]], axis=-1).astype(np.float32)
+    parts = [image, error, spoke[..., None], arrays["valid"][..., None]]
+    return np.concatenate(parts, axis=-1, dtype=np.float32)

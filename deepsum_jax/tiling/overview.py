@@ -10,7 +10,7 @@ import numpy as np
 
 from deepsum_jax.tiling.source import Rect, Source
 
-CELL = 128  # LR pixels, of the parts that may stand for the whole
+CELL = 192  # LR pixels, of the parts that may stand for the whole
 WHOLE = 512 * 512  # LR pixels; no more are looked at, and arrays computed, whole
 _SAMPLES = 3  # parts on either axis, at most
 

@@ -56,7 +56,7 @@ class Strip(NamedTuple):
     """Rows of the result, as they become final."""
 
     row: int  # of the first, HR pixels
-    image: np.ndarray  # float32 [rows, W, C] raw
+    image: np.ndarray  # float32 [rows, W, C] raw, finite
     valid: np.ndarray  # bool [rows, W], where any frame was reliable
     standard_error: np.ndarray | None  # float32 [rows, W, C] raw, where the system has it
     frames_per_pixel: np.ndarray | None  # float32 [rows, W], likewise

@@ -45,6 +45,7 @@ class Field(NamedTuple):
     centre: np.ndarray  # [2] LR pixels, where `whole` holds
     whole: Survey
     slopes: np.ndarray  # [M, 2, 2] HR pixels of shift by LR pixel down and across
+    level: np.ndarray  # [C] raw units, the reference's usual value
 
     def at(self, rect: Rect) -> Survey:
         """The survey for a part."""
@@ -99,7 +100,7 @@ def make_survey(
         np.asarray((high - low) / 2.56),
         frames,
     )
-    return Field(centre, whole, np.stack([slope for _, slope in placed]))
+    return Field(centre, whole, np.stack([slope for _, slope in placed]), np.median(own, axis=0))
 
 
 # --- one part

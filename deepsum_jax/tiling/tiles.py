@@ -86,40 +86,29 @@ def joined(
 
     Args:
       tiles: how the grid was cut.
-      rows_of_tiles: for each row of tiles theirs, [side, side, K] each, HR pixels. A value that is
-        not finite hides its pixel; its neighbours' there count alone.
+      rows_of_tiles: for each row of tiles theirs, [side, side, K] each, HR pixels, finite.
       scale: r.
     """
-    above: tuple[np.ndarray, np.ndarray] | None = None  # what the row before still has to say
+    starts = [scale * start for start in tiles.rows.starts]
+    left: np.ndarray | None = None  # what the row before still has to say
     for number, row in enumerate(rows_of_tiles):
-        begin = scale * tiles.rows.starts[number]
-        total, say = _row(tiles, row, number, scale)
-        if above is not None:
-            shared = len(above[0])
-            total[:shared] += above[0]
-            say[:shared] += above[1]
-        last = number + 1 == len(tiles.rows.starts)
+        total = _row(tiles, row, number, scale)
+        if left is not None:
+            total[: len(left)] += left
         # What the next row has a say in waits for it.
-        end = begin + len(total) if last else scale * tiles.rows.starts[number + 1]
-        done = slice(0, end - begin)  # parts that are no neighbours do not overlap
-        with np.errstate(invalid="ignore", divide="ignore"):
-            yield begin, np.where(say[done] > 0, total[done] / say[done], np.nan)
-        above = total[end - begin :], say[end - begin :]
+        last = number + 1 == len(starts)
+        done = len(total) if last else starts[number + 1] - starts[number]
+        yield starts[number], total[:done]
+        left = total[done:].copy()
 
 
-def _row(
-    tiles: Tiles, row: Sequence[np.ndarray], number: int, scale: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """A row of tiles times their say, and that say: [side, W, K] each."""
+def _row(tiles: Tiles, row: Sequence[np.ndarray], number: int, scale: int) -> np.ndarray:
+    """A row of tiles times their say: [side, W, K]."""
     width = scale * (tiles.columns.starts[-1] + tiles.columns.length)
     down = tiles.rows.profile(number, scale)[:, None, None]
     total = np.zeros((len(down), width, row[0].shape[-1]), np.float32)
-    say = np.zeros_like(total)
     for column, tile in enumerate(row):
-        known = np.isfinite(tile)
-        weight = known * (down * tiles.columns.profile(column, scale)[None, :, None])
         begin = scale * tiles.columns.starts[column]
-        part = np.s_[:, begin : begin + tile.shape[1]]
-        total[part] += weight * np.where(known, tile, 0)
-        say[part] += weight
-    return total, say
+        across = tiles.columns.profile(column, scale)[None, :, None]
+        total[:, begin : begin + tile.shape[1]] += down * across * tile
+    return total
