@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,7 +81,7 @@ class Folder:
             return False
         try:
             self.load(name)
-        except (OSError, ValueError, EOFError, KeyError):
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
             return False
         return True
 
@@ -87,7 +89,7 @@ class Folder:
         self._put(f"{name}.npz", lambda file: np.savez(file, allow_pickle=False, **arrays))
 
     def load(self, name: str) -> Arrays:
-        with np.load(self._place(name), allow_pickle=False) as loaded:
+        with open(self._place(name), "rb") as file, np.load(file, allow_pickle=False) as loaded:
             return {key: loaded[key] for key in loaded.files}
 
     def forget(self, name: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.ndimage
 
 from deepsum_jax.data.survey import Survey
 from deepsum_jax.systems.robust import agreement, registration
@@ -20,8 +21,10 @@ from deepsum_jax.systems.robust.reference_image import Frames, Reference, refere
 from deepsum_jax.tiling.source import Rect, Source
 
 _STEPS = 20  # back-projections of the reference alone
+_LEAST = 64  # pixels, the fewest that tell a shift
 _CLEAR = 0.1  # of a part's reference, for the part to tell anything
-_ALIKE = 0.3  # correlation with the reference, the least that tells a shift
+_ALIKE = 0.15  # correlation of detail with the reference, the least that tells a shift
+_DETAIL = 2.0  # LR pixels: what changes more slowly than this Gaussian is no detail
 _BETTER = 0.02  # of correlation, that a search must gain over what the grids say
 _NEAR = 0.5  # LR pixels; parts whose shifts differ by less agree
 _FEW = 4  # parts, the fewest that tell how a shift changes across the stack
@@ -33,7 +36,7 @@ class Look(NamedTuple):
 
     centre: np.ndarray  # [2] LR pixels
     shifts: np.ndarray  # [M, 2] HR pixels
-    alike: np.ndarray  # [M], correlation with the reference there; 0 tells nothing
+    alike: np.ndarray  # [M], correlation of detail with the reference there; 0 tells nothing
     noise: np.ndarray  # [C] raw units
     pairs: list[tuple[np.ndarray, np.ndarray]]  # values of frame and of the reference, [P, C] each
     own: np.ndarray  # [P, C], the reference's values
@@ -146,7 +149,7 @@ def _register(
         sensor = stack.sensors(found[None])[0]
         known = stack.masks[n] & sensor.inside
         known &= sensor.observe(reference.clear.astype(np.float32)) > 0.99
-        return found, _correlation(grey[n][known], sensor.observe(image)[known])
+        return found, _alike(grey[n], sensor.observe(image), known)
 
     for n in range(1, len(grey)):
         shifts[n], alike[n] = refined(n, start[n])
@@ -157,11 +160,19 @@ def _register(
     return shifts, np.maximum(alike, 0)
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Of detail that both show; 0 where they are few or flat."""
-    if a.size < 64 or not np.ptp(a) or not np.ptp(b):
+def _alike(frame: np.ndarray, view: np.ndarray, known: np.ndarray) -> float:
+    """Correlation of the detail that two images [h, w] show where both are known; 0 where that is
+    little. Clouds and their edges count by where they are, not by how bright."""
+    if np.count_nonzero(known) < _LEAST:
         return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
+    found = []
+    for x in (frame, view):
+        detail = (x - scipy.ndimage.gaussian_filter(x, _DETAIL, mode="nearest"))[known]
+        size = 1.5 * float(np.median(np.abs(detail)))
+        found.append(np.clip(detail, -3 * size, 3 * size))
+    if not np.ptp(found[0]) or not np.ptp(found[1]):
+        return 0.0
+    return float(np.corrcoef(found[0], found[1])[0, 1])
 
 
 # --- all parts together
@@ -195,7 +206,7 @@ def _place(
         agree = kept
     plain = found[agree] - np.median(found[agree], axis=0)
     # A slope must explain more than chance lets it.
-    if np.abs(slopes).max() > _GREATEST_SLOPE or left[agree].std() > 0.5 * plain.std():
+    if np.abs(slopes).max() > scale * _GREATEST_SLOPE or left[agree].std() > 0.5 * plain.std():
         return np.median(found[agree], axis=0), flat
     return shift, slopes
 
