@@ -20,6 +20,10 @@ Params = Any  # a nested dict of arrays, by sub-tree
 Batch = Mapping[str, Array]
 Loss = Callable[[Params, Batch, TrainConfig, str | None], tuple[Array, dict[str, Array]]]
 Image = Callable[[Params, PreparedScene, TrainConfig], tuple[np.ndarray, np.ndarray | None]]
+# (frames [N, h, w] raw float32, the reference first; masks [N, h, w] bool, True = reliable; shifts
+# [N, 2] HR pixels, as in `data.sensor`; blur [] LR pixels, the deviation of the sensor's Gaussian, 0
+# being the configuration's) → image [H, W] and standard error [H, W], raw. JAX can trace it.
+Standalone = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
 Merit = Callable[[Params, Sequence[PreparedScene], TrainConfig], dict[str, float]]
 
 
@@ -101,6 +105,8 @@ class System:
         for which no other rule is set, where the system knows better than clearance.
       align: (lr [N, h, w, C], masks [N, h, w], config) → the stack as the system takes it, for one
         that looks through the sensor; training prepares scenes by it.
+      standalone: (params, config, compute) → the system as one function of arrays, all but
+        its registration; see `Standalone`. For one that can be exported.
       gives: what of `SuperResolved` it tells besides the image and the weights.
       any_units: whether the result is the same in any unit, whatever training's were.
       work: nominal operations on a scene of so many frames, of [H, W] upsampled pixels.
@@ -121,6 +127,7 @@ class System:
     reach: Callable[[ModelConfig, int], float] = lambda model, side: side // 4
     choose_reference: Callable[[np.ndarray, np.ndarray, ModelConfig], int] | None = None
     align: Callable[[np.ndarray, np.ndarray, ModelConfig], Aligned] | None = None
+    standalone: Callable[[Params, ModelConfig, Compute], Standalone] | None = None
     gives: tuple[Literal["standard_error", "frames_per_pixel"], ...] = ()
     any_units: bool = False
     work: Callable[[ModelConfig, int, int, int], float] = lambda model, height, width, frames: 0.0

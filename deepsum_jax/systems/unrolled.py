@@ -23,9 +23,18 @@ from deepsum_jax.data.aligned import Aligned
 from deepsum_jax.data.prepare import PreparedScene
 from deepsum_jax.model.layers import apply
 from deepsum_jax.systems.robust_ibp import preferred_reference
-from deepsum_jax.systems.system import Batch, Params, Stack, Stage, SuperResolved, System
+from deepsum_jax.systems.system import (
+    Batch,
+    Params,
+    Stack,
+    Stage,
+    Standalone,
+    SuperResolved,
+    System,
+)
 from deepsum_jax.systems.unrolling import alignment
 from deepsum_jax.systems.unrolling.network import OWN_STEPS, Output, Unrolled
+from deepsum_jax.systems.unrolling.standalone import prepare
 
 Array = jax.Array
 
@@ -215,6 +224,21 @@ def super_resolve_many(
     return results
 
 
+def standalone(params: Params, config: ModelConfig, compute: Compute) -> Standalone:
+    """`super_resolve` of one band whose shifts are known, as JAX traces it."""
+
+    def run(frames: Array, masks: Array, shifts: Array, blur: Array) -> tuple[Array, Array]:
+        sigma = jnp.where(blur > 0, blur, config.psf_sigma)
+        module = dataclasses.replace(network(config, compute), psf_sigma=sigma)
+        with jax.default_matmul_precision(compute.precision):
+            given = prepare(frames, masks, shifts, config.scale, sigma)
+        output = apply(module, params, given.frames, given.masks, shifts, given.noise)
+        image = output.sr * given.contrast + given.level
+        return image, jnp.exp(output.log_variance / 2) * given.contrast
+
+    return run
+
+
 def work(model: ModelConfig, height: int, width: int, frames: int) -> float:
     """Multiplications and additions: convolutions on the LR grid, and sensors as dense products."""
     chosen, r = options_of(model), model.scale
@@ -242,6 +266,7 @@ UNROLLED = System(
     super_resolve_many=super_resolve_many,
     choose_reference=preferred_reference,
     align=align,
+    standalone=standalone,
     gives=("standard_error", "frames_per_pixel"),
     any_units=True,
     work=work,

@@ -18,6 +18,8 @@ serves best; where hardly anything is, what seems alike may be chance.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.ndimage
 import scipy.special
@@ -28,12 +30,12 @@ _HALF_CREDIT = 3.5  # 1 / agreement at which half of that is given
 _STEEPNESS = 8
 _LITTLE = 0.4  # of the reference's contrast; ground that changed by more is never believed
 
-_OVERLAP = 16  # pixels in common, the fewest that tell two frames' contrast or shift
+OVERLAP = 16  # pixels in common, the fewest that tell two frames' contrast or shift
 _SMOOTH = 4.0  # LR pixels, deviation: brightness is matched locally where it changes as slowly
-_ROUNDS = 4  # of reweighting
+ROUNDS = 4  # of reweighting
 # Of noise of deviation 1: the 10 % quantile of 3×3 root mean squares of the second difference
 # below, and of the difference of two images.
-_CALM_SECOND, _CALM_PAIR = 0.54, 0.96
+CALM_SECOND, CALM_PAIR = 0.54, 0.96
 _RING = np.array([(1, 1, 1), (1, 0, 1), (1, 1, 1)], bool)[..., None]
 _SECOND = np.outer((1, -2, 1), (1, -2, 1)) / 6.0  # deviation 1 for noise of deviation 1
 
@@ -86,12 +88,12 @@ def noise_of_frame(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """
     second = scipy.ndimage.convolve(frame, _SECOND[..., None], mode="nearest")
     inner = scipy.ndimage.binary_erosion(mask, np.ones((3, 3), bool), border_value=0)
-    return _calm(mean_square(second, inner), inner) / _CALM_SECOND
+    return _calm(mean_square(second, inner), inner) / CALM_SECOND
 
 
 def noise_of_pair(difference: np.ndarray, ok: np.ndarray) -> np.ndarray:
     """The noise [C] of two frames that differ by `difference` [h, w, C]; an upper bound too."""
-    return _calm(mean_square(difference, ok), ok) / _CALM_PAIR
+    return _calm(mean_square(difference, ok), ok) / CALM_PAIR
 
 
 def detail(image: np.ndarray, plain: np.ndarray, scale: int) -> np.ndarray:
@@ -122,13 +124,13 @@ def match(frame: np.ndarray, wanted: np.ndarray, ok: np.ndarray) -> tuple[float,
     A ratio of deviations, as there is noise in both, from quantiles first and then from moments
     of the pixels that agree. A frame whose contrast tells nothing keeps the gain 1.
     """
-    if np.count_nonzero(ok) < _OVERLAP:
+    if np.count_nonzero(ok) < OVERLAP:
         return 1.0, 0.0
     g, p = frame[ok].astype(np.float64), wanted[ok].astype(np.float64)
     (middle_g, spread_g), (middle_p, spread_p) = _middle_and_spread(g), _middle_and_spread(p)
     gain = spread_p / spread_g if min(spread_g, spread_p) > 0 else 1.0
     offset = middle_p - gain * middle_g
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         away = np.abs(gain * g + offset - p)
         width = 1.5 * float(np.median(away))
         weight = 1 / (1 + np.square(away / width)) if width > 0 else (away == 0).astype(float)
@@ -219,5 +221,17 @@ def spikes(difference: np.ndarray, expected: np.ndarray, ok: np.ndarray, leak: f
     around = scipy.ndimage.median_filter(size, footprint=_RING, mode="nearest")
     cross = np.array([(0, 1, 0), (1, 0, 1), (0, 1, 0)])[..., None] / 4
     beside = np.abs(scipy.ndimage.convolve(known, cross, mode="nearest"))
-    alone = (size > 12 * expected) & (size > 10 * around) & (beside < 0.5 * leak * size)
-    return np.asarray(ok & alone.any(axis=-1))
+    return np.asarray(ok & stands_alone(size, expected, around, beside, leak).any(axis=-1))
+
+
+def stands_alone(size: Any, expected: Any, around: Any, beside: Any, leak: Any) -> Any:
+    """Which differences are a hot pixel's; arrays of numpy or JAX.
+
+    Args:
+      size: of the differences.
+      expected: their usual size.
+      around: the median size in the ring of eight.
+      beside: the size of the mean difference of the four pixels beside.
+      leak: of the optics, see `point_leak`.
+    """
+    return (size > 12 * expected) & (size > 10 * around) & (beside < 0.5 * leak * size)

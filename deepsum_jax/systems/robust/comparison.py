@@ -17,7 +17,7 @@ from deepsum_jax.data.survey import Survey
 from deepsum_jax.systems.robust import agreement, registration
 from deepsum_jax.systems.robust.reference_image import Frames, Reference
 
-_KNOWN = 0.99  # of what an LR pixel looks at, for the reference to say something there
+KNOWN = 0.99  # of what an LR pixel looks at, for the reference to say something there
 
 
 class Units(NamedTuple):
@@ -115,7 +115,7 @@ def compare(
     use = stack.masks[n] & sensor.inside
     known = use
     if not clear.all():
-        known = use & (sensor.observe(clear.astype(np.float32)) > _KNOWN)
+        known = use & (sensor.observe(clear.astype(np.float32)) > KNOWN)
     view = sensor.observe(image)
     matched = np.empty_like(stack.frames[n])
     for c in range(matched.shape[-1]):

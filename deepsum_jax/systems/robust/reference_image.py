@@ -17,7 +17,7 @@ from deepsum_jax.data.sensor import Sensor, make_sensor
 from deepsum_jax.systems.robust import agreement
 
 STEP = 1.8  # 0..2, of a back-projection
-_SEEN = 1e-3  # of a frame; a pixel that only the tails of sensors reach is not seen
+SEEN = 1e-3  # of a frame; a pixel that only the tails of sensors reach is not seen
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ def back_project_all(
       weights: [h, w] each.
     """
     seen = seen_by(weights, sensors)[..., None]
-    share = np.where(seen > _SEEN, STEP / np.maximum(seen, _SEEN), 0).astype(np.float32)
+    share = np.where(seen > SEEN, STEP / np.maximum(seen, SEEN), 0).astype(np.float32)
     for _ in range(iterations):
         missing = [w[..., None] * (f - s.observe(image))
                    for s, f, w in zip(sensors, frames, weights)]  # fmt: skip

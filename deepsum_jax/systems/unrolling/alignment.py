@@ -14,9 +14,9 @@ from deepsum_jax.systems.robust import agreement
 from deepsum_jax.systems.robust.comparison import compare, cool_frames, register, stack_noise
 from deepsum_jax.systems.robust.reference_image import mended, reference_image
 
-_STEPS = 20  # back-projections of the reference alone
+STEPS = 20  # back-projections of the reference alone
 _ROUGHLY = 2  # Gauss-Newton steps of registration, which the network refines on a sharper image
-_NOISY = 3.0  # of the noise: the least contrast that is taken as the unit
+NOISY = 3.0  # of the noise: the least contrast that is taken as the unit
 
 
 def align(
@@ -41,7 +41,7 @@ def align(
     """
     stack, units = cool_frames(lr, masks, scale, psf_sigma)
     level, unit = units
-    reference = reference_image(stack, stack.masks[0], _STEPS)
+    reference = reference_image(stack, stack.masks[0], STEPS)
     shifts = register(stack, reference, _ROUGHLY, None if survey is None else survey.shifts)
     sensors = stack.sensors(shifts)
     match = None if survey is None else units.match(survey)
@@ -53,7 +53,7 @@ def align(
     matched = [stack.frames[0], *(f.matched for f in found)]
     own = stack.masks[0]
     if found:
-        whole = mended(stack, reference, matched, shifts, noise, _STEPS)
+        whole = mended(stack, reference, matched, shifts, noise, STEPS)
         own = whole.mask
         view = stack.sensors(np.zeros((1, 2)))[0].observe(whole.image)
         matched[0] = np.where(own[..., None], matched[0], view)
@@ -61,7 +61,7 @@ def align(
         spread = agreement.contrast(stack.frames[0], stack.masks[0])[0]
     else:
         spread = survey.contrast[0] / unit
-    contrast = max(float(spread), _NOISY * float(noise[0])) or 1.0  # of a flat frame, any
+    contrast = max(float(spread), NOISY * float(noise[0])) or 1.0  # of a flat frame, any
     return Aligned(
         np.stack(matched)[..., 0] / np.float32(contrast),
         np.stack([own, *stack.masks[1:]]),

@@ -133,11 +133,11 @@ class Unrolled(nn.Module):
 
     Attributes:
       scale: r.
-      psf_sigma: that the sensor is taken to have, LR pixels.
+      psf_sigma: that the sensor is taken to have, LR pixels; a scalar of a program too.
     """
 
     scale: int
-    psf_sigma: float
+    psf_sigma: float | Array
     features: int
     own_blocks: int
     blocks: int
@@ -160,6 +160,11 @@ class Unrolled(nn.Module):
         shifts: [N, 2], HR pixels; see `data.sensor`.
         noise: scalar, deviation in the same units.
         """
+        # Of the sensors' products too: half their digits would be lost on accelerators.
+        with jax.default_matmul_precision(self.compute.precision):
+            return self._image(frames, masks, shifts, noise)
+
+    def _image(self, frames: Array, masks: Array, shifts: Array, noise: Array) -> Output:
         r, shape = self.scale, (frames.shape[1], frames.shape[2])
         use = (masks & inside(shape, shifts, r)).astype(frames.dtype)
         noise = jnp.maximum(noise, _FLOOR)
@@ -211,11 +216,11 @@ class Unrolled(nn.Module):
         )
         features, added = self.alone(given[None])
         own = image + shuffle(added[0], r)
-        return own, features[0], _box(unshuffle(jnp.square(own - plain), r).mean(axis=-1))
+        return own, features[0], box(unshuffle(jnp.square(own - plain), r).mean(axis=-1))
 
     def _expected(self, detail: Array, optics: Optics, noise: Array) -> Array:
         """How much a frame may differ from the own image, [N, h, w]."""
-        spread = optics.observe(_nearest(detail, self.scale))
+        spread = optics.observe(nearest(detail, self.scale))
         return jnp.sqrt(noise**2 + _DETAIL**2 * jnp.maximum(spread, 0))
 
     def _differences(
@@ -240,8 +245,8 @@ class Unrolled(nn.Module):
         """[N, h, w], the reference's being 1 where it is reliable."""
         if len(use) == 1:
             return use
-        known = optics.observe(_nearest(use[0], self.scale))
-        square = _box(use * jnp.square(difference)) / jnp.maximum(_box(use), 1 / 18)
+        known = optics.observe(nearest(use[0], self.scale))
+        square = box(use * jnp.square(difference)) / jnp.maximum(box(use), 1 / 18)
         ratio = square / jnp.square(expected)
         belief = 1 / (1 + ratio / 4)
         share = (use * belief).sum(axis=(1, 2)) / (use.sum(axis=(1, 2)) + 1)
@@ -354,12 +359,12 @@ def _share(seen: Array) -> Array:
     return jnp.where(seen > _SEEN / 9, STEP / jnp.maximum(seen, _SEEN / 9), 0.0)
 
 
-def _nearest(x: Array, scale: int) -> Array:
+def nearest(x: Array, scale: int) -> Array:
     """[h, w] → [H, W] by nearest neighbour."""
     return jnp.repeat(jnp.repeat(x, scale, 0), scale, 1)
 
 
-def _box(x: Array) -> Array:
+def box(x: Array) -> Array:
     """Means over 3×3 pixels of [..., h, w], edge values going on."""
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(1, 1), (1, 1)], mode="edge")
     rows = padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]

@@ -41,7 +41,7 @@ class Optics(NamedTuple):
         return jnp.einsum("nhH,nhW->HW", self.rows, half)
 
 
-def axis_matrix(count: int, scale: int, shift: Array, psf_sigma: float) -> Array:
+def axis_matrix(count: int, scale: int, shift: Array, psf_sigma: float | Array) -> Array:
     """One axis of a frame's sensor: [count, scale·count], rows that sum to one.
 
     Args:
@@ -63,7 +63,9 @@ def axis_matrix(count: int, scale: int, shift: Array, psf_sigma: float) -> Array
     return inner.at[:, 0].set(first).at[:, -1].set(last) / scale
 
 
-def make_optics(shape: tuple[int, int], shifts: Array, scale: int, psf_sigma: float) -> Optics:
+def make_optics(
+    shape: tuple[int, int], shifts: Array, scale: int, psf_sigma: float | Array
+) -> Optics:
     """The sensors of frames [h, w] = `shape` with shifts [N, 2], HR pixels."""
     rows, columns = (
         jax.vmap(lambda s, count=count: axis_matrix(count, scale, s, psf_sigma))(shifts[:, axis])
