@@ -1,0 +1,1 @@
+"""Rasters with a georeference: read, and written back on the finer grid."""
