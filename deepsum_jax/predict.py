@@ -213,7 +213,8 @@ def predict(
       TypeError: not a bundle, or not an array of real numbers.
       ValueError: a wrong rank or shape, no frame, non-finite values that the masks call reliable,
         no reliable pixel at all, a `reference=k` that cannot serve, another number of channels,
-        frames too small for the network, or a bundle without all parts of the network.
+        frames too small for the network, a bundle without all parts of the network, or an image
+        that would not be finite.
 
     Warns of a stack that looks wrong (see `data.doubts`): masks that seem inverted, levels that
     jump between frames, values far from those of training.
@@ -254,6 +255,12 @@ def predict(
             ]
         )
     image, error = result.image, result.standard_error
+    broken = np.count_nonzero(~np.isfinite(image))
+    if broken:
+        raise ValueError(
+            f"params: found {broken} of {image.size} pixels of the image not finite, expected "
+            "numbers: these parameters cannot serve this stack; check its values and units"
+        )
     if lr.ndim == 3:
         image, error = image[..., 0], None if error is None else error[..., 0]
     if not return_details:

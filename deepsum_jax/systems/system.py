@@ -38,6 +38,7 @@ class Stage:
         any. The stage is judged by the mean cPSNR of these images.
       merit: (params, validation scenes, config) → named figures, for a stage that is judged by
         something else; the first counts, higher is better.
+      log_loss: whether the loss is the logarithm of an error, and may be below zero.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Stage:
     takes: tuple[str, ...] = ()
     image: Image | None = None
     merit: Merit | None = None
+    log_loss: bool = False
 
 
 class Stack(NamedTuple):
