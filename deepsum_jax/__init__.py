@@ -7,6 +7,9 @@ Names are imported when they are first used, so `import deepsum_jax` costs nothi
 """
 
 import importlib
+import os
+import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,6 +42,13 @@ _HOMES = {
 _MODULES = ("losses", "metrics", "predict")  # `predict` is a module that can be called
 
 __all__ = [*_HOMES, *_MODULES]
+
+
+if (
+    os.path.basename("".join(sys.argv[:1])) in ("-m", "deepsum")
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):  # a command that is being loaded: until it listens (see `signals`), Ctrl-C ends it at once
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def __getattr__(name: str) -> Any:

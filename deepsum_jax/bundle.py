@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from deepsum_jax import files
@@ -23,6 +24,7 @@ from deepsum_jax.systems.table import all_options, param_shapes
 FORMAT = 1
 # What turns the description of format n into that of format n + 1.
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+_LARGEST = 1e5  # in magnitude; training that has reached it has diverged
 _STAGES = ("deepsum", "regnet", "sisrnet")  # the one that serves best first
 
 
@@ -103,7 +105,8 @@ def save_params(path: str | os.PathLike[str], bundle: Bundle) -> None:
 
     Raises:
       TypeError: not a bundle.
-      ValueError: `path` exists and is not a bundle, or means the shipped parameters.
+      ValueError: `path` exists and is not a bundle, or means the shipped parameters; parameters
+        that are no finite numbers, or absurd.
     """
     if not isinstance(bundle, Bundle):
         raise TypeError(f"bundle: found {type(bundle).__name__}, expected a Bundle")
@@ -112,6 +115,9 @@ def save_params(path: str | os.PathLike[str], bundle: Bundle) -> None:
             f"{path}: found the name of the parameters that the package ships, expected a folder; "
             f"./{path} is one"
         )
+    fault = fault_of(bundle.params)
+    if fault is not None:
+        raise ValueError(f"{path}: found {fault}; not written")
     path = Path(os.path.abspath(path))
     if path.exists() and not (path / "bundle.json").is_file() and not _is_empty_folder(path):
         raise ValueError(f"{path}: exists and is not a parameter bundle; not overwritten")
@@ -139,6 +145,21 @@ def params_digest(path: str | os.PathLike[str]) -> str:
     """
     folder = find_bundle(path)
     return _read_description(folder)[2] or _digest(folder / "params")
+
+
+def fault_of(params: Params) -> str | None:
+    """What is wrong with the values of parameters, in words; None where nothing is."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        values = np.asarray(leaf)
+        name = f"parameter {jax.tree_util.keystr(path, simple=True, separator='/')}"
+        if not jnp.issubdtype(values.dtype, jnp.floating):
+            return f"{name} of dtype {values.dtype}, expected floating-point numbers"
+        if not np.isfinite(values).all():
+            return f"{name} with values that are not finite"
+        largest = float(np.abs(values).max(initial=0))
+        if largest > _LARGEST:
+            return f"{name} with a value of {largest:.3g}, expected at most {_LARGEST:g}"
+    return None
 
 
 def _is_empty_folder(path: Path) -> bool:
@@ -220,7 +241,8 @@ def load_params(path: str | os.PathLike[str] = DEFAULT, *, scale: int | None = N
     Raises:
       FileNotFoundError: no such folder.
       ValueError: no bundle there, one of a newer format, damaged files, or parameters that do
-        not fit the configuration beside them; no shipped one of that scale, or a scale for others.
+        not fit the configuration beside them, or are no finite numbers, or absurd; no shipped one
+        of that scale, or a scale for others.
     """
     folder = find_bundle(path, scale)
     config, info, digest = _read_description(folder)
@@ -272,3 +294,6 @@ def _check_params(params: Params, config: ModelConfig, folder: Path) -> None:
     extra = sorted(name for name in shapes if name.split("/")[0] in wanted)
     if extra:
         raise ValueError(f"{folder}: parameter {extra[0]}: found one that no layer takes")
+    fault = fault_of(params)
+    if fault is not None:
+        raise ValueError(f"{folder}: found {fault}; train or copy the bundle again")

@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 import jax
 
+from deepsum_jax import signals
+
 _asked_to_debug = False  # by the command that runs
 
 
@@ -125,7 +127,8 @@ def _fail(error: Exception, message: str) -> NoReturn:
 def run(main: Callable[[], None]) -> None:
     """Runs a command: an error of the input, or of JAX's backend, becomes one line and status 2.
 
-    With `--debug` its traceback stands before that line.
+    With `--debug` its traceback stands before that line. A signal that asks it to end becomes one
+    line and status 143, Ctrl-C 130; see `signals`.
     """
     global _asked_to_debug
     _asked_to_debug = False
@@ -134,8 +137,12 @@ def run(main: Callable[[], None]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # terminals without × or … get a question mark
     try:
-        _check_platforms()
-        main()
+        with signals.heard():
+            _check_platforms()
+            main()
+    except signals.Stopped as stopped:
+        print(stopped.message, file=sys.stderr)
+        raise
     except BrokenPipeError:  # whoever read has read enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, TypeError, OSError) as error:
@@ -148,6 +155,6 @@ def run(main: Callable[[], None]) -> None:
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _fail(error, f"out of memory: {_one_line(error)[:200]}")
-    except KeyboardInterrupt:
-        print("interrupted; a training goes on where it was with the same command", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
         sys.exit(130)

@@ -153,7 +153,8 @@ def predict(
       TypeError: not a bundle, or not an array of real numbers.
       ValueError: a wrong rank or shape, no frame, non-finite values that the masks call reliable,
         no reliable pixel at all, a `reference=k` that cannot serve, another number of channels,
-        frames too small for the network, or a bundle without all parts of the network.
+        frames too small for the network, a bundle without all parts of the network, or an image
+        that would not be finite.
 
     Warns of a stack that looks wrong (see `data.doubts`): masks that seem inverted, levels that
     jump between frames, values far from those of training.
@@ -181,6 +182,12 @@ def predict(
     large = frames[0, ..., 0].size > WHOLE
     run = _by_tiles if large else _at_once
     result = run(params, frames, clear, index, explicit, max_frames, compute)
+    broken = np.count_nonzero(~np.isfinite(result.image))
+    if broken:
+        raise ValueError(
+            f"params: found {broken} of {result.image.size} pixels of the image not finite, expected "
+            "numbers: these parameters cannot serve this stack; check its values and units"
+        )
     if lr.ndim == 3:
         error = result.standard_error
         result = dataclasses.replace(

@@ -241,6 +241,8 @@ class StageConfig(Section):
     validate_every: int = 500  # steps
     checkpoint_every: int = 500  # steps
     log_every: int = 20  # steps
+    max_rise: float = 1000.0  # of the loss over its first, or 1: above is unsound; ≥ 10
+    max_unsound: int = 10  # steps in a row, 1–1000, after which training stops
 
     def check(self) -> None:
         self._require(self.steps >= 0, "steps", "≥ 0")
@@ -251,6 +253,8 @@ class StageConfig(Section):
         self._require(0 <= self.regnet_rate <= 1, "regnet_rate", "0 to 1")
         for field in ("validate_every", "checkpoint_every", "log_every"):
             self._require(getattr(self, field) >= 1, field, "≥ 1")
+        self._require(self.max_rise >= 10, "max_rise", "≥ 10")
+        self._require(1 <= self.max_unsound <= 1000, "max_unsound", "1 to 1000")
 
 
 @dataclasses.dataclass(frozen=True)

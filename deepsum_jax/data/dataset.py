@@ -22,7 +22,7 @@ from deepsum_jax.data.aligned import Align, Aligned
 from deepsum_jax.data.prepare import PreparedScene, SceneSkipped, prepare_scene
 from deepsum_jax.data.resample import upsample
 
-_CACHE_FORMAT = 5
+_CACHE_FORMAT = 6
 # Settings of `DataConfig` that do not change how a scene is prepared.
 _NOT_OF_SCENES = (
     "workers", "cache", "augment", "clouded_shifts", "normalization", "band", "ground",

@@ -36,6 +36,8 @@ class Patches:
       the stack: what a mask calls unreliable shows the other frame, as real stacks do;
     * view "aligned": `frames` and `masks` [N, p, p, 1] on the LR grid, `frame_shifts` [N, 2] and
       `noise` [] as of `Aligned`, in whose units `hr` is; frames that a scene lacks hide all.
+
+    In batches it also has its own `record`, [] int32; see `scenes_of`.
     """
 
     def __init__(
@@ -64,6 +66,11 @@ class Patches:
         if self.view == "frames":
             return self._frame(scene, members[[frame]], window)
         return self._stack(scene, members, window)
+
+    def scenes_of(self, records: np.ndarray) -> list[str]:
+        """BAND/NAME of the scenes that records come from, each once."""
+        scenes = [self.scenes[i] for i in self.table[records // self.per_patch, 0]]
+        return list(dict.fromkeys(f"{s.band}/{s.name}" for s in scenes))
 
     def _stack(self, scene: PreparedScene, members: np.ndarray, window: Window) -> Batch:
         given = make_inputs(
@@ -160,7 +167,7 @@ class _Finish:
             record = without_some(record, self.patches.data.fewer_frames, rng)
         if self.patches.view == "shifts":
             record["shifts"] = synthetic_shifts(rng, self.patches.model)
-        return record
+        return {**record, "record": np.int32(index)}
 
 
 def synthetic_shifts(rng: np.random.Generator, model: ModelConfig) -> np.ndarray:

@@ -19,6 +19,8 @@ from deepsum_jax.data.frames import reference_first, reference_frame
 from deepsum_jax.data.registration import register_upsampled
 from deepsum_jax.data.scene import Scene, with_channels
 
+_ONE_VALUE = 0.95  # of an image's reliable pixels; one that has so many of one value shows nothing
+
 
 class SceneSkipped(ValueError):
     """A sound scene whose content cannot serve; the message says why."""
@@ -77,6 +79,11 @@ def _what_lacks(
     return f"frames {least} and HR clearer than {bar} never meet on one patch"
 
 
+def shows_nothing(values: np.ndarray) -> bool:
+    """Whether nearly all reliable pixels [P, C] have one value: constant, black or saturated."""
+    return bool(np.mean(values == np.median(values, axis=0)) >= _ONE_VALUE)
+
+
 def _usable(lr: np.ndarray, masks: np.ndarray, data: DataConfig) -> tuple[np.ndarray, str]:
     """Which frames can serve, bool [T], and in words what the others lack.
 
@@ -91,9 +98,9 @@ def _usable(lr: np.ndarray, masks: np.ndarray, data: DataConfig) -> tuple[np.nda
         lacks.append(f"{high.sum()} with a reliable value above data.max_value = {data.max_value}")
     if not seen.all():
         lacks.append(f"{np.count_nonzero(~seen)} without a reliable pixel")
-    flat = np.array([m.any() and not np.ptp(f[m]) for f, m in zip(lr, masks)])
+    flat = np.array([m.any() and shows_nothing(f[m]) for f, m in zip(lr, masks)])
     if flat.any():
-        lacks.append(f"{flat.sum()} of one value")
+        lacks.append(f"{flat.sum()} of one value, as black or saturated")
     return seen & ~high & ~flat, ", ".join(lacks)
 
 
@@ -149,6 +156,8 @@ def _frames_in_order(
         )
     if not scene.hr_mask.any():
         raise SceneSkipped("HR has no reliable pixel")
+    if shows_nothing(with_channels(scene.hr, 2)[scene.hr_mask]):
+        raise SceneSkipped("HR is of one value, as black or saturated")
     keep, lacks = _usable(lr, scene.masks, data)
     reference = reference_frame(scene, data.reference)
     if reference is not None:

@@ -21,8 +21,8 @@ Batch = Mapping[str, Array]
 Loss = Callable[[Params, Batch, TrainConfig, str | None], tuple[Array, dict[str, Array]]]
 Image = Callable[[Params, PreparedScene, TrainConfig], tuple[np.ndarray, np.ndarray | None]]
 # (frames [N, h, w] raw float32, the reference first; masks [N, h, w] bool, True = reliable; shifts
-# [N, 2] HR pixels, as in `data.sensor`; blur [] LR pixels, the deviation of the sensor's Gaussian, 0
-# being the configuration's) → image [H, W] and standard error [H, W], raw. JAX can trace it.
+# [N, 2] HR pixels, as in `data.sensor`; blur [] LR pixels, the deviation of the sensor's
+# Gaussian, 0 being the configuration's) → image [H, W] and standard error [H, W], raw. JAX can trace it.
 Standalone = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
 Merit = Callable[[Params, Sequence[PreparedScene], TrainConfig], dict[str, float]]
 
@@ -43,6 +43,7 @@ class Stage:
         any. The stage is judged by the mean cPSNR of these images.
       merit: (params, validation scenes, config) → named figures, for a stage that is judged by
         something else; the first counts, higher is better.
+      log_loss: whether the loss is the logarithm of an error, and may be below zero.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Stage:
     takes: tuple[str, ...] = ()
     image: Image | None = None
     merit: Merit | None = None
+    log_loss: bool = False
 
 
 class Stack(NamedTuple):

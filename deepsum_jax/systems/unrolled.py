@@ -157,7 +157,7 @@ def scene_image(
     return stack.raw(_images(params, [stack], config.model, config.compute).sr[0])[..., None], None
 
 
-END_TO_END = Stage("deepsum", loss, trains=PARTS, view="aligned", image=scene_image)
+END_TO_END = Stage("deepsum", loss, trains=PARTS, view="aligned", image=scene_image, log_loss=True)
 
 
 # --- prediction ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -12,7 +13,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from deepsum_jax.bundle import Bundle, BundleInfo, load_params, save_params
+from deepsum_jax import signals
+from deepsum_jax.bundle import Bundle, BundleInfo, fault_of, load_params, save_params
 from deepsum_jax.config import StageConfig, TrainConfig
 from deepsum_jax.data import patches
 from deepsum_jax.data.dataset import Dataset
@@ -20,8 +22,9 @@ from deepsum_jax.systems.system import Params, Stage
 from deepsum_jax.systems.table import stages_of
 from deepsum_jax.training import merit, parallel, stages
 from deepsum_jax.training.logbook import Logbook
+from deepsum_jax.training.soundness import Step, Watch
 from deepsum_jax.training.state import StateKeeper
-from deepsum_jax.training.step import init_state
+from deepsum_jax.training.step import TrainState, init_state
 from deepsum_jax.training.workdir import Start, ended_after
 
 _FRESH_PARAMS, _BATCHES = 0, 1  # purposes of random numbers
@@ -67,30 +70,29 @@ def starting_params(
 
 @dataclasses.dataclass
 class _Progress:
-    """Bar, log and best value of a running stage."""
+    """Bar, log and best value of a running stage.
+
+    What is logged are means over the steps whose update was not skipped, and how many were.
+    """
 
     stage: Stage
     bar: Any
     log: Logbook
-    recent: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    recent: list[dict[str, float]] = dataclasses.field(default_factory=list)
     best: float = float("-inf")
     since: float = dataclasses.field(default_factory=time.perf_counter)
 
-    def stepped(self, step: int, metrics: dict[str, Any], log_now: bool) -> None:
+    def stepped(self, step: int, metrics: dict[str, float], log_now: bool) -> None:
         self.recent.append(metrics)
         self.bar.update()
         if not log_now:
             return
-        fetched = jax.device_get(self.recent)
-        values = {k: float(np.mean([m[k] for m in fetched])) for k in fetched[0]}
-        values["steps_per_second"] = len(fetched) / (time.perf_counter() - self.since)
+        taken = [m for m in self.recent if not m["skipped"]] or self.recent
+        values = {k: float(np.mean([m[k] for m in taken])) for k in taken[0]}
+        values["skipped"] = sum(m["skipped"] for m in self.recent)
+        values["steps_per_second"] = len(self.recent) / (time.perf_counter() - self.since)
         self.bar.set_postfix(loss=f"{values['loss']:.4g}", **_short(values), refresh=False)
         self.log.scalars(self.stage.name, step, values)
-        if not np.isfinite(values["loss"]):
-            raise ValueError(
-                f"{self.stage.name}: the loss is not finite at step {step}; lower "
-                f"{self.stage.name}.learning_rate or set {self.stage.name}.clip_norm"
-            )
         self.recent, self.since = [], time.perf_counter()
 
 
@@ -134,16 +136,18 @@ class _Run:
         return Bundle(params, self.config.model, info)
 
 
-def _resume(run: _Run, keeper: StateKeeper, state: Any, batches: Any) -> tuple[Any, float]:
-    """The newest state, with the batches set to its place in the data, and the best merit so far;
-    the given state where none is kept.
+def _resume(
+    run: _Run, keeper: StateKeeper, state: TrainState, batches: Any
+) -> tuple[TrainState, dict[str, Any]]:
+    """The newest state and its position, with the batches set to its place in the data; where none
+    is kept, the given state and no position.
 
     Raises:
       ValueError: a place in the data that this run's workers or processes cannot take up.
     """
     restored = keeper.restore(state)
     if restored is None:
-        return state, float("-inf")
+        return state, {}
     state, position = restored
     processes = parallel.process_share()[1]
     if position.get("processes") != processes:
@@ -165,7 +169,7 @@ def _resume(run: _Run, keeper: StateKeeper, state: Any, batches: Any) -> tuple[A
             file=sys.stderr,
         )
     batches.set_state(position["data"])
-    return state, float("-inf") if position["best"] is None else position["best"]
+    return state, position
 
 
 def run_stage(
@@ -184,25 +188,37 @@ def run_stage(
 
     Leaves `workdir/STAGE/best`, the bundle that did best on the validation scenes, and
     `workdir/STAGE/last`, which also marks the stage as done.
+
+    Raises:
+      ValueError: the stage has diverged; the newest state is from before. See `soundness`.
+      signals.Stopped, KeyboardInterrupt: a signal asked to end; the step that it met is saved.
     """
     run = _Run(stage, config, data, workdir, start)
     if ended_after(workdir, stage.name) >= run.settings.steps:
         print(f"{stage.name}: done before, kept")
         return
-    settings = run.settings
+    with contextlib.closing(StateKeeper(run.folder / "checkpoints")) as keeper:
+        params, best = _take_steps(run, keeper, log, progress)
+    if parallel.is_first_process():
+        scored = stage.merit is None and np.isfinite(best)
+        cpsnr = best if scored else None
+        save_params(run.folder / "last", run.bundle(params, run.settings.steps, cpsnr))
+
+
+def _take_steps(
+    run: _Run, keeper: StateKeeper, log: Logbook, progress: bool
+) -> tuple[Params, float]:
+    """All steps of a stage that are left: the parameters after the last, and the best merit."""
+    stage, config, settings = run.stage, run.config, run.settings
+    records = patches.Patches(run.data.train, config.model, config.data, stage.view)
     batches = patches.make_iterator(
-        patches.Patches(data.train, config.model, config.data, stage.view),
-        settings.batch_size,
-        _data_seed(config, stage),
-        *parallel.process_share(),
+        records, settings.batch_size, _data_seed(config, stage), *parallel.process_share()
     )
-    state = init_state(starting_params(stage, config, workdir, start), stage, config)
-    keeper = StateKeeper(run.folder / "checkpoints")
-    state, best = _resume(run, keeper, state, batches)
-    begin = int(state.step)
+    fresh = init_state(starting_params(stage, config, run.workdir, run.start), stage, config)
+    host, position = _resume(run, keeper, jax.device_get(fresh), batches)
+    begin = int(host.step)
     log.rewind(stage.name, begin, stages.NAMES[stages.number(stage) + 1 :])
     train_step = parallel.map_train_step(stage, config)
-    state = parallel.replicate(state)
     bar = tqdm(
         total=settings.steps,
         initial=begin,
@@ -211,36 +227,97 @@ def run_stage(
         disable=not progress,
         dynamic_ncols=True,
     )
-    running = _Progress(stage, bar, log, best=best)
-    for step in range(begin + 1, settings.steps + 1):
-        state, metrics = train_step(state, parallel.shard(next(batches)))
-        last = step == settings.steps
-        running.stepped(step, metrics, last or step % settings.log_every == 0)
-        if last or step % settings.validate_every == 0:
-            _validate(run, state, step, running)
-        if last or step % settings.checkpoint_every == 0:
-            position = {
-                "data": batches.get_state(),
-                "workers": config.data.workers,
-                "processes": parallel.process_share()[1],
-                "devices": jax.device_count(),
-                "best": running.best if np.isfinite(running.best) else None,
-            }
-            keeper.save(step, state, position)
-    bar.close()
-    keeper.close()
-    if parallel.is_first_process():
-        scored = stage.merit is None and np.isfinite(running.best)
-        params = parallel.to_host(state.params)
-        cpsnr = running.best if scored else None
-        save_params(run.folder / "last", run.bundle(params, settings.steps, cpsnr))
+    best = position.get("best")
+    running = _Progress(stage, bar, log, best=float("-inf") if best is None else best)
+    watch = Watch(
+        stage, settings, run.folder, records.scenes_of, bar.write, position.get("first_loss")
+    )
+    watch.kept = begin or None
+
+    def settle(step: Step) -> None:
+        logs = step.number == settings.steps or step.number % settings.log_every == 0
+        running.stepped(step.number, watch.judge(step), logs)
+
+    with contextlib.closing(bar), signals.held() as asked:
+        if not position.get("judged", True) and not _validate(run, host.params, begin, running):
+            raise signals.ending(_parting(run, begin, watch, None))
+        state, waiting = parallel.replicate(host), None
+        for number in range(begin + 1, settings.steps + 1):
+            batch = next(batches)
+            origin = batch.pop("record")
+            given = parallel.shard(batch)
+            state, metrics = train_step(state, given)
+            if waiting is not None:  # it is done by now, and the devices have this one to do
+                settle(waiting)
+            waiting = Step(number, metrics, given, origin)
+            last = number == settings.steps
+            validates = last or number % settings.validate_every == 0
+            saves = last or number % settings.checkpoint_every == 0
+            pauses = validates or saves or number % settings.log_every == 0
+            # Of many processes none may stop alone; they ask each other where they pause anyway.
+            stop = (pauses or not parallel.are_many()) and parallel.agreed(asked() is not None)
+            if pauses or stop:
+                settle(waiting)
+                waiting = None
+            if not (validates or saves or stop):
+                continue
+            host = parallel.to_host(state)
+            _, after = train_step(state, watch.probe)  # whose state is not wanted
+            state = parallel.replicate(host)
+            fault = watch.fault_of_state(host.params, after)
+            if fault is None:
+                judged = not validates or _validate(run, host.params, number, running)
+                stop = stop or parallel.agreed(asked() is not None)
+                if saves or stop:
+                    keeper.save(number, host, _position(run, batches, running, watch, judged))
+                    watch.kept = number
+            elif last or fault_of(host.params):
+                raise watch.diverged(number, f"which left {fault}")
+            if stop:
+                raise signals.ending(_parting(run, number, watch, fault))
+    return host.params, running.best
 
 
-def _validate(run: _Run, state: Any, step: int, running: _Progress) -> None:
-    """Judges the state on the validation scenes, keeps it if it is the best so far."""
+def _position(
+    run: _Run, batches: Any, running: _Progress, watch: Watch, judged: bool
+) -> dict[str, Any]:
+    """What a state is kept with, so that a stage goes on from it as if it had never ended."""
+    return {
+        "data": batches.get_state(),
+        "workers": run.config.data.workers,
+        "processes": parallel.process_share()[1],
+        "devices": jax.device_count(),
+        "best": running.best if np.isfinite(running.best) else None,
+        "judged": judged,  # False where a validation is left to do
+        "first_loss": watch.first,
+    }
+
+
+def _parting(run: _Run, step: int, watch: Watch, fault: str | None) -> str:
+    """What a stage says when a signal ends it."""
+    by = signals.asked()
+    met = f"stopped by {by.name if by else 'a signal'} at step {step} of {run.settings.steps} of "
+    met += run.stage.name
+    if fault is None:
+        return f"{met}, which is saved; the same command goes on from there"
+    kept = f"step {watch.kept} is kept" if watch.kept else "nothing of the stage is kept"
+    return f"{met}, which was not sound ({fault}); {kept}; the same command goes on from there"
+
+
+def _validate(run: _Run, params: Params, step: int, running: _Progress) -> bool:
+    """Judges parameters on the validation scenes, keeps them if they are the best so far.
+
+    Returns:
+      Whether it came to its end: a signal does not wait for one, which is to be done again.
+    """
     stage, scenes = run.stage, run.data.validation
-    params = parallel.to_host(state.params)
-    merits = merit.judge(stage, params, scenes, run.config)
+    try:
+        with signals.heeded():
+            merits = merit.judge(stage, params, scenes, run.config)
+    except (signals.Stopped, KeyboardInterrupt):
+        if signals.asked() is None:
+            raise
+        return False
     name, value = next(iter(merits.items()))
     running.log.scalars(stage.name, step, {f"validation_{k}": v for k, v in merits.items()})
     running.bar.write(f"{stage.name} step {step}: validation {name} {value:.4g}")
@@ -253,3 +330,4 @@ def _validate(run: _Run, state: Any, step: int, running: _Progress) -> None:
         save_params(run.folder / "best", run.bundle(params, step, cpsnr))
     running.best = max(running.best, value)
     running.since = time.perf_counter()
+    return True

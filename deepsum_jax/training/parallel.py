@@ -60,6 +60,20 @@ def process_share() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
+def are_many() -> bool:
+    """Whether other processes train with this one."""
+    return jax.process_count() > 1
+
+
+def agreed(wish: bool) -> bool:
+    """Whether any process wishes it; all have to ask."""
+    if not are_many():
+        return wish
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(wish))))
+
+
 def is_first_process() -> bool:
     """Whether this process writes what only one may write."""
     return jax.process_index() == 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepsum_jax import files
+from deepsum_jax import files, signals
 from deepsum_jax.bundle import Bundle, load_params
 from deepsum_jax.config import ChangingGround, TrainConfig
 from deepsum_jax.data.aligned import Align
@@ -87,9 +88,9 @@ def train(
     config = dataclasses.replace(config, model=model)
     _tell(dataset, config)
     log = Logbook(folder, first)
-    for stage in chosen:
-        run_stage(stage, config, dataset, folder, log, start, progress)
-    log.close()
+    with contextlib.closing(log), signals.heard():
+        for stage in chosen:
+            run_stage(stage, config, dataset, folder, log, start, progress)
     bundle = load_params(folder)
     if report and first and not bundle.missing_parts():
         _report(bundle, config, root, folder, progress)

@@ -127,6 +127,11 @@ def _counts(batch: Batch, loss: Array) -> Array:
     return batch["hr_mask"].astype(bool).any(axis=(1, 2, 3)).astype(loss.dtype)
 
 
+def _all_finite(tree: Any) -> Array:
+    """Whether every value of a tree is finite."""
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
 def make_train_step(
     stage: Stage, config: TrainConfig, axis_name: str | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
@@ -136,7 +141,9 @@ def make_train_step(
       axis_name: of the mapped device axis, if any.
 
     Returns:
-      (state, batch) → (state, {"loss", "gradient_norm", …} scalars).
+      (state, batch) → (state, {"loss", "gradient_norm", …} scalars). Where the loss, the gradient
+      or what would come of it is not finite, parameters and optimiser stay as they were, the step
+      counts all the same, and "skipped" is 1, else 0.
     """
     optimizer = make_optimizer(getattr(config, stage.name), config.model)
 
@@ -145,7 +152,15 @@ def make_train_step(
         gradient, metrics = gradients(state.params, batch, stage, config, axis_name)
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
-        params = {**optax.apply_updates(trained, updates), **read}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        params = optax.apply_updates(trained, updates)
+        # A sum over all, so that every device comes to the same.
+        finite = jnp.isfinite(metrics["loss"] + metrics["gradient_norm"]) & _all_finite(params)
+        metrics["skipped"] = 1 - finite.astype(jnp.float32)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state),
+            (trained, state.opt_state),
+        )
+        return TrainState(state.step + 1, {**params, **read}, opt_state), metrics
 
     return train_step

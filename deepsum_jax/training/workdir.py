@@ -28,9 +28,11 @@ MAY_CHANGE = (
     "compute.self_ensemble",
     "data.cache",
     *(f"{stage}.{often}_every" for stage in stages.NAMES for often in _OFTEN),
+    *(f"{stage}.max_{limit}" for stage in stages.NAMES for limit in ("rise", "unsound")),
 )
 """Settings that a run may resume with other values of: none of them changes what a step does.
-A stage of constant learning rate may also get more steps."""
+A stage of constant learning rate may also get more steps, and one that has not ended a lower rate,
+with which it goes on from its newest state."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,15 @@ def _longer(old: TrainConfig, new: TrainConfig, path: str) -> bool:
     return bool(before.schedule == after.schedule == "constant" and before.steps < after.steps)
 
 
+def _lower(workdir: Path, old: TrainConfig, new: TrainConfig, path: str) -> bool:
+    """Whether a setting is the rate of a stage that goes on with a lower one."""
+    name, _, field = path.partition(".")
+    if name not in stages.NAMES or field != "learning_rate":
+        return False
+    lower = getattr(new, name).learning_rate < getattr(old, name).learning_rate
+    return lower and ended_after(workdir, name) < 0
+
+
 def check_config(workdir: Path, config: TrainConfig) -> None:
     """Raises ValueError where the run that lives there has other settings, but for those that may
     change."""
@@ -107,14 +118,16 @@ def check_config(workdir: Path, config: TrainConfig) -> None:
     differences = [
         f"{path} is {was!r} there and {now!r} here"
         for path, was, now in _differences(old.to_dict(), config.to_dict())
-        if path not in MAY_CHANGE and not _longer(old, config, path)
+        if path not in MAY_CHANGE
+        and not _longer(old, config, path)
+        and not _lower(workdir, old, config, path)
     ]
     if differences:
         raise ValueError(
             f"{workdir}: belongs to another configuration ({'; '.join(differences[:3])}); use "
-            "another --workdir. What may change: how often is logged, validated and saved, "
-            "compute.backend, compute.rematerialize, compute.self_ensemble, and more steps at a "
-            "constant rate"
+            "another --workdir. What may change: how often is logged, validated and saved, what is unsound, "
+            "compute.backend, compute.rematerialize, compute.self_ensemble, more steps at a "
+            "constant rate, and a lower rate of a stage that has not ended"
         )
 
 

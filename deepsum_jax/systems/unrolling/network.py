@@ -7,7 +7,8 @@
 
 All convolutions work on the LR grid, where an HR image is r² channels. A frame enters through
 w · (g − A y) and through nothing else, and the correction is gated by how many frames spoke, so
-where none does the image is the reference's own, exactly.
+where none does the image is the reference's own, exactly. What the reference saw stays true of
+both at the end, within its noise.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ STEP = 1.8  # 0..2, of a back-projection
 REGISTERED = 3  # Gauss-Newton steps of the shifts on the reference's own image
 FIRST_STEPS = 3  # weighted back-projections before the last such step, on their image
 OWN_STEPS = 8  # of the reference alone, before the network corrects it
+LAST_STEPS = 6  # of the reference, after the network
 _SEEN = 1e-3  # of a frame; a pixel that only the tails of sensors reach is not seen
 _GATE = 0.15  # frames; so many that spoke open the gate half
 _SMOOTH = 4.0  # LR pixels; brightness is matched locally where it changes as slowly
@@ -188,7 +190,11 @@ class Unrolled(nn.Module):
             shifts = shifts + moves(own + step, left, weights, optics)
             optics = looking(shifts)
             difference = self._differences(frames, use, own, expected, optics)
-        return self._fused(own, features, difference, weights, optics, detail, noise)
+        output = self._fused(own, features, difference, weights, optics, detail, noise)
+        closer = functools.partial(
+            self._true_to, frame=frames[0], use=use[0], optics=optics, noise=noise
+        )
+        return output._replace(sr=closer(output.sr), own=closer(own))
 
     def _own_image(
         self, frame: Array, use: Array, optics: Optics, noise: Array
@@ -217,6 +223,27 @@ class Unrolled(nn.Module):
         features, added = self.alone(given[None])
         own = image + shuffle(added[0], r)
         return own, features[0], box(unshuffle(jnp.square(own - plain), r).mean(axis=-1))
+
+    def _true_to(
+        self, image: Array, frame: Array, use: Array, optics: Optics, noise: Array
+    ) -> Array:
+        """An image [H, W] that shows the reference what it saw, within its noise.
+
+        Of what the image leaves of the frame, the part above the noise, as of Wiener, is projected
+        back. Nothing is learned in it or through it.
+        """
+        seen = optics.reference
+        share = _share(seen.back_project(use[None]))
+        known = jnp.maximum(box(use), 1 / 9)
+
+        def closer(image: Array, _: None) -> tuple[Array, None]:
+            left = use * (frame - seen.observe(image)[0])
+            power = jnp.maximum(box(jnp.square(left)) / known, 1e-12)
+            part = jax.nn.relu(1 - noise**2 / power)
+            return image + share * seen.back_project((part * left)[None]), None
+
+        closest, _ = lax.scan(closer, lax.stop_gradient(image), length=LAST_STEPS)
+        return image + lax.stop_gradient(closest - image)
 
     def _expected(self, detail: Array, optics: Optics, noise: Array) -> Array:
         """How much a frame may differ from the own image, [N, h, w]."""
