@@ -185,8 +185,8 @@ def predict(
     broken = np.count_nonzero(~np.isfinite(result.image))
     if broken:
         raise ValueError(
-            f"params: found {broken} of {result.image.size} pixels of the image not finite, expected "
-            "numbers: these parameters cannot serve this stack; check its values and units"
+            f"params: found {broken} of {result.image.size} pixels of the image not finite, "
+            "expected numbers: these parameters cannot serve this stack; check its values and units"
         )
     if lr.ndim == 3:
         error = result.standard_error

@@ -1,4 +1,4 @@
-"""Rasters that come out: georeference, values, validity as cloud-optimised, and failures to write."""
+"""Rasters that come out: georeference, values, validity as cloud-optimised, failures to write."""
 
 from __future__ import annotations
 

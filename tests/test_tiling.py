@@ -35,7 +35,7 @@ def ground(side: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     size = (SCALE * side,) * 2
     layers = [scipy.ndimage.gaussian_filter(rng.standard_normal(size), s) * s for s in (2, 5, 15)]
-    return 1000 + 300 * sum(layers)
+    return np.asarray(1000 + 300 * sum(layers))
 
 
 def frames(

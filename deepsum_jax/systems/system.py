@@ -22,7 +22,8 @@ Loss = Callable[[Params, Batch, TrainConfig, str | None], tuple[Array, dict[str,
 Image = Callable[[Params, PreparedScene, TrainConfig], tuple[np.ndarray, np.ndarray | None]]
 # (frames [N, h, w] raw float32, the reference first; masks [N, h, w] bool, True = reliable; shifts
 # [N, 2] HR pixels, as in `data.sensor`; blur [] LR pixels, the deviation of the sensor's
-# Gaussian, 0 being the configuration's) → image [H, W] and standard error [H, W], raw. JAX can trace it.
+# Gaussian, 0 being the configuration's) → image [H, W] and standard error [H, W], raw. JAX can
+# trace it.
 Standalone = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
 Merit = Callable[[Params, Sequence[PreparedScene], TrainConfig], dict[str, float]]
 
