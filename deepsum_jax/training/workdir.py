@@ -126,8 +126,8 @@ def check_config(workdir: Path, config: TrainConfig) -> None:
         raise ValueError(
             f"{workdir}: belongs to another configuration ({'; '.join(differences[:3])}); use "
             "another --workdir. What may change: how often is logged, validated and saved, what is "
-            "unsound, compute.backend, compute.rematerialize, compute.self_ensemble, more steps at a "
-            "constant rate, and a lower rate of a stage that has not ended"
+            "unsound, compute.backend, compute.rematerialize, compute.self_ensemble, more steps at "
+            "a constant rate, and a lower rate of a stage that has not ended"
         )
 
 
