@@ -47,19 +47,20 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     )
 
 
-def check_arguments(args: argparse.Namespace, channels: int) -> None:
+def check_arguments(args: argparse.Namespace, channels: int = 1, rasters: bool = False) -> None:
     """Refuses files that could not be written, and a name for two of them, before the work is done.
 
     Args:
       args: of `add_arguments`, and `output`.
       channels: of the stack.
+      rasters: whether they are, which `rasters.command` checks further.
 
     Raises:
       ValueError: as `check_output`; a preview that is no .png; two files of one name.
     """
-    if args.uncertainty is not None:
+    if args.uncertainty is not None and not rasters:
         check_output(args.uncertainty, channels, "--uncertainty")
-    if args.frames is not None:
+    if args.frames is not None and not rasters:
         check_output(args.frames, 1, "--frames")
     if args.preview is not None:
         files.check_target(args.preview, "--preview")
@@ -117,24 +118,44 @@ def write(
 def _draw(
     path: Path, stack: np.ndarray, masks: np.ndarray, result: Prediction, bundle: Bundle
 ) -> None:
+    index, label = result.reference_index, system_of(bundle.config).label
+    error = result.standard_error
+    draw(
+        path,
+        with_channels(stack, 3)[index],
+        masks[index],
+        with_channels(result.image, 2),
+        None if error is None else with_channels(error, 2),
+        f"reference, frame {index}",
+        f"{label} ×{bundle.config.scale}",
+    )
+
+
+def draw(
+    path: Path, frame: np.ndarray, mask: np.ndarray, image: np.ndarray, error: np.ndarray | None,
+    reference: str, label: str,
+) -> None:  # fmt: skip
+    """A picture of before and after: the first band of each.
+
+    Args:
+      path: a .png.
+      frame: [h, w, C] raw, the reference; mask: [h, w] bool.
+      image, error: [r·h, r·w, C], raw.
+      reference, label: what the frame and the image are called.
+    """
     from deepsum_jax import figures  # matplotlib, for those who draw
 
-    index, config = result.reference_index, bundle.config
-    mask = masks[index]
-    frames = with_channels(stack, 3)
-    bands = frames.shape[-1]
-    frame = frames[index : index + 1, ..., :1]  # [1, h, w, 1]: of several bands the first
-    seen = fill_hidden(frame, mask[None])[0, ..., 0]
+    bands = frame.shape[-1]
+    first = frame[None, ..., :1]  # [1, h, w, 1]
+    seen = fill_hidden(first, mask[None])[0, ..., 0]
     shown = [
         (
-            f"reference, frame {index}{f', band 1 of {bands}' if bands > 1 else ''}",
-            np.where(mask, frame[0, ..., 0], np.nan),
+            reference + (f", band 1 of {bands}" if bands > 1 else ""),
+            np.where(mask, frame[..., 0], np.nan),
         ),
-        ("bicubic", bicubic_upsample(seen, config.scale)),
-        (f"{system_of(config).label} ×{config.scale}", with_channels(result.image, 2)[..., 0]),
+        ("bicubic", bicubic_upsample(seen, len(image) // len(frame))),
+        (label, image[..., 0]),
     ]
-    error = None
-    if result.standard_error is not None:
-        error = ("standard error", with_channels(result.standard_error, 2)[..., 0])
+    sure = None if error is None else ("standard error", error[..., 0])
     limits = figures.stretch([panel for _, panel in shown])
-    figures.save(figures.preview(shown, error, limits, "raw units"), path)
+    figures.save(figures.preview(shown, sure, limits, "raw units"), path)

@@ -26,6 +26,7 @@ from deepsum_jax.data.frames import MAX_FRAMES, reference_frame
 from deepsum_jax.data.scene import check_stack, with_channels
 from deepsum_jax.data.stackfile import check_output, read_input, write_output
 from deepsum_jax.inference import check_predictor, frames_in_use, super_resolve_bands
+from deepsum_jax.rasters import options
 from deepsum_jax.systems.system import Stack
 from deepsum_jax.systems.table import system_of
 from deepsum_jax.tiling.mosaic import Mosaic, make_plan
@@ -241,8 +242,22 @@ def _by_tiles(
     )
 
 
-def _reference(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdigit() else text
+_RULES = ("clearest", "first")
+
+
+def _reference(text: str) -> int | str | Path:
+    if text in _RULES:
+        return text
+    return int(text) if text.lstrip("-").isdigit() else Path(text)
+
+
+# Files of the readers of their own; whatever else GDAL may know is a raster.
+_NO_RASTERS = (".npy", ".npz", ".png", "")
+
+
+def _are_rasters(inputs: Sequence[Path]) -> bool:
+    """Whether inputs are for GDAL: by their names, since it reads PNGs too."""
+    return all(path.suffix.lower() not in _NO_RASTERS and not path.is_dir() for path in inputs)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -256,7 +271,9 @@ def parser() -> argparse.ArgumentParser:
   predict --scale 2 --output sr.npy stack.npy                      [T, h, w] or [T, h, w, C]
   predict --params W --output sr.png a.png b.png c.png --masks am.png bm.png cm.png
   predict --system ibp --scale 2 --output sr.npy stack.npy         without training
-  predict --output sr.npy --uncertainty se.npy --preview p.png stack.npy""",
+  predict --output sr.npy --uncertainty se.npy --preview p.png stack.npy
+  predict --output sr.tif --uncertainty se.tif 2024*.tif           rasters, one file a date
+  predict --output sr.tif --mask-pattern _B4=_BQA --qa landsat-c1 --nodata 0 *_B4.TIF""",
     )
     add_system_arguments(p)
     p.add_argument(
@@ -264,15 +281,16 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         type=Path,
         metavar="FILE",
-        help=".png: 16-bit, rounded and clipped; .npy: float32, exact",
+        help=".png: 16-bit, rounded and clipped; .npy: float32, exact; .tif, of rasters: "
+        "cloud-optimised, georeferenced",
     )
     p.add_argument(
         "inputs",
         nargs="+",
         type=Path,
         metavar="INPUT",
-        help="a scene folder, one .npy or .npz (stack, masks), PNG frames, or sample, a real stack "
-        "that the package ships",
+        help="a scene folder, one .npy or .npz (stack, masks), PNG frames, rasters, or sample, a "
+        "real stack that the package ships",
     )
     p.add_argument(
         "--masks",
@@ -285,7 +303,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--reference",
         type=_reference,
-        metavar="clearest|first|K",
+        metavar="clearest|first|K|FILE",
         help="the frame whose grid the image lies on (default: as in training, the clearest)",
     )
     p.add_argument(
@@ -296,11 +314,36 @@ def parser() -> argparse.ArgumentParser:
         "network takes); 1 uses the reference alone",
     )
     alongside.add_arguments(p)
+    options.add_arguments(p)
     return p
+
+
+def _predict_rasters(args: argparse.Namespace) -> None:
+    try:
+        from deepsum_jax.rasters import command
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{args.inputs[0]}: found a raster, for which {error.name} is missing; expected the "
+            "extra: pip install 'deepsum_jax[geo]'"
+        ) from None
+    alongside.check_arguments(args, rasters=True)
+    bundle = chosen_bundle(args)
+    alongside.check_system(args, bundle)
+    command.run(args, bundle)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    if _are_rasters(args.inputs):
+        _predict_rasters(args)
+        return
+    unused = options.given(args)
+    if unused:
+        raise ValueError(f"{unused[0]}: found {args.inputs[0]}, expected rasters with it")
+    if isinstance(args.reference, Path):
+        raise ValueError(  # noqa: TRY004 (a wrong word, not a wrong type, for whoever wrote it)
+            f"--reference: found {args.reference}, expected clearest, first or a frame's number"
+        )
     stack, masks = read_input(args.inputs, args.masks)
     channels = stack.shape[-1] if stack.ndim == 4 else 1
     check_output(args.output, channels)

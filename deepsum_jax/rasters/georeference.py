@@ -1,15 +1,29 @@
-"""Stand-in."""
+"""Where a raster lies and what its numbers are: what goes from the input into the output."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+
+from rasterio.crs import CRS
+from rasterio.transform import Affine
 
 
 @dataclasses.dataclass(frozen=True)
 class Georeference:
-    crs: Any
-    transform: Any
+    """Of a raster of C bands.
+
+    Attributes:
+      crs: None where nothing is known.
+      transform: from (column, row) to the CRS's units.
+      height, width: pixels.
+      dtype: of the values, numpy's name.
+      nodata: the value of pixels without one; None where there is no such value.
+      scales, offsets: [C], physical value = scale · value + offset.
+      descriptions: [C], names of the bands.
+    """
+
+    crs: CRS | None
+    transform: Affine
     height: int
     width: int
     dtype: str
@@ -19,10 +33,10 @@ class Georeference:
     descriptions: tuple[str | None, ...]
 
     def finer(self, scale: int) -> Georeference:
-        t = self.transform
+        """The same area in pixels a `scale`-th as large."""
         return dataclasses.replace(
             self,
-            height=self.height * scale,
-            width=self.width * scale,
-            transform=type(t)(t.a / scale, t.b / scale, t.c, t.d / scale, t.e / scale, t.f),
+            transform=self.transform * Affine.scale(1 / scale),
+            height=scale * self.height,
+            width=scale * self.width,
         )

@@ -1,0 +1,272 @@
+"""`deepsum predict` on rasters: own dates in, a trustworthy raster out."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from deepsum_jax import files
+from deepsum_jax.bundle import Bundle, package_version
+from deepsum_jax.chosen import chosen_compute
+from deepsum_jax.rasters import layers, options, output
+from deepsum_jax.rasters.source import RasterSource
+from deepsum_jax.systems.table import system_of
+from deepsum_jax.tiling.mosaic import Mosaic, Plan, make_plan
+from deepsum_jax.tiling.overview import Overview, look_over
+from deepsum_jax.tiling.source import Rect, Strip
+from deepsum_jax.tiling.store import Folder
+
+_PREVIEW = 100  # LR pixels a side, of the part that a preview shows
+
+
+def run(args: argparse.Namespace, bundle: Bundle) -> None:
+    """Super-resolves the rasters `args.inputs` into `args.output`, and what was asked for besides.
+
+    Args:
+      args: of the command `predict`.
+      bundle: the system.
+
+    Raises:
+      ValueError, FileNotFoundError: rasters that do not go together, or files that could not be
+        written; nothing is written then.
+    """
+    _check_outputs(args)
+    read = options.parse(args)
+    rule = args.reference if args.reference is not None else bundle.info.reference
+    if rule == "given":
+        raise ValueError(
+            "--reference: found none, expected a date's file or number: these parameters were "
+            "trained with given reference frames"
+        )
+    source = RasterSource(args.inputs, read, rule)
+    try:
+        _check_size(source, bundle)
+        wanted = _layers(args, source, bundle)
+        overview, plan = _planned(args, source, bundle, chosen=rule != "clearest")
+        if source.reference != plan.reference:  # its grid is the output's
+            source.onto(plan.reference)
+            wanted = _layers(args, source, bundle)
+            overview, plan = _planned(args, source, bundle, chosen=True)
+        _say(source, overview, plan, bundle.config.scale)
+        _write(args, source, bundle, plan, wanted)
+    finally:
+        source.close()
+
+
+def _planned(
+    args: argparse.Namespace, source: RasterSource, bundle: Bundle, chosen: bool
+) -> tuple[Overview, Plan]:
+    overview = look_over(source)
+    explicit = isinstance(args.reference, (int, Path))
+    plan = make_plan(
+        bundle, source, source.reference if chosen else None, explicit=chosen and explicit,
+        max_frames=args.max_frames, overview=overview,
+    )  # fmt: skip
+    return overview, plan
+
+
+# --- before the work
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Raises ValueError for files that could not be written."""
+    for name in ("output", "uncertainty", "frames"):
+        path = getattr(args, name)
+        if path is None:
+            continue
+        files.check_target(path, f"--{name}")
+        if path.suffix.lower() not in (".tif", ".tiff"):
+            raise ValueError(
+                f"--{name} {path}: found suffix {path.suffix!r}, expected .tif for rasters"
+            )
+        inputs = {os.path.realpath(p) for p in (*args.inputs, *args.masks)}
+        if os.path.realpath(path) in inputs:
+            raise ValueError(f"--{name} {path}: found one of the inputs, expected another file")
+
+
+def _check_size(source: RasterSource, bundle: Bundle) -> None:
+    config = bundle.config
+    least = max(16, -(-(config.filter_size // 2 + 1) // config.scale))
+    if min(source.height, source.width) < least:
+        raise ValueError(
+            f"{source.names[source.reference]}: found {source.height}×{source.width} pixels, "
+            f"expected at least {least}×{least}"
+        )
+    if config.channels not in (1, source.channels):
+        raise ValueError(
+            f"--bands: found {source.channels}, expected the parameters' {config.channels}"
+        )
+
+
+def _layers(args: argparse.Namespace, source: RasterSource, bundle: Bundle) -> list[layers.Layer]:
+    scale, place = bundle.config.scale, source.georeference
+    wanted = [layers.image(args.output, place, scale, args.dtype, source.colours)]
+    if args.uncertainty is not None:
+        wanted.append(layers.standard_error(args.uncertainty, place, scale))
+    if args.frames is not None:
+        wanted.append(layers.frames(args.frames, place, scale))
+    return wanted
+
+
+def _say(source: RasterSource, overview: Overview, plan: Plan, scale: int) -> None:
+    """What is known of each date, a line each."""
+    hidden = source.why_hidden(overview.samples(None))
+    print("date, reliable, shift from the reference in pixels:", file=sys.stderr)
+    shifts = plan.field.whole.shifts / scale
+    for n, name in enumerate(source.names):
+        why = [f"{100 * share:.0f} % {what}" for what, share in hidden[n].items() if share > 0.005]
+        line = f"  {name}: {100 * overview.clearance[n]:.0f} %"
+        line += f" ({', '.join(why)})" if why else ""
+        if n == plan.reference:
+            line += ", the reference"
+        elif n in plan.chosen.kept:
+            y, x = shifts[plan.chosen.kept.index(n)]
+            line += f", {y:+.2f} {x:+.2f}"
+        else:
+            line += f", left out: {plan.chosen.serving.left_out.get(n, 'no reliable pixel')}"
+        print(line, file=sys.stderr)
+
+
+# --- the work
+
+
+def _write(
+    args: argparse.Namespace, source: RasterSource, bundle: Bundle, plan: Plan,
+    wanted: Sequence[layers.Layer],
+) -> None:  # fmt: skip
+    store = Folder(_partial(args.output), _run(args, source, bundle, plan))
+    if store.begun:
+        print(f"going on from {_partial(args.output)}", file=sys.stderr)
+    mosaic = Mosaic(
+        bundle, source, plan, compute=chosen_compute(args), memory=args.memory, store=store,
+        progress=True,
+    )  # fmt: skip
+    crop = _Crop(plan, bundle.config.scale)
+    tags: dict[str, str] = {}
+    with output.written(wanted, tags) as write:
+        for strip in crop.seen(mosaic.strips()):
+            write(strip)
+        tags.update(_provenance(source, bundle, plan, mosaic.shares))
+    if args.preview is not None:
+        crop.draw(args.preview, source, bundle)
+    store.sweep()
+    place = source.georeference.finer(bundle.config.scale)
+    used = sum(share > 0 for share in mosaic.shares)
+    print(
+        f"{args.output}: {place.height}×{place.width}×{source.channels} from {used} of "
+        f"{len(source.names)} dates, on the grid of {source.names[plan.reference]}"
+    )
+
+
+def _partial(path: Path) -> Path:
+    real = Path(os.path.realpath(path))
+    return real.with_name(f".{real.name}.partial")
+
+
+def params_hash(bundle: Bundle) -> str:
+    """A digest of a bundle's parameters and what computes with them."""
+    digest = hashlib.sha256(json.dumps(bundle.config.to_dict(), sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(bundle.params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _run(
+    args: argparse.Namespace, source: RasterSource, bundle: Bundle, plan: Plan
+) -> dict[str, Any]:
+    """What the tiles depend on."""
+    stats = [(os.path.realpath(p), os.stat(p)) for p in source.paths]
+    return {
+        "version": package_version(),
+        "parameters": params_hash(bundle),
+        "compute": [str(args.assignments), jax.local_device_count()],
+        "inputs": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+        "options": repr(options.parse(args)),
+        "frames": [plan.chosen.kept, args.max_frames],
+        "tiles": repr(plan.tiles),
+    }
+
+
+def _provenance(
+    source: RasterSource, bundle: Bundle, plan: Plan, shares: np.ndarray
+) -> dict[str, str]:
+    """How the raster came about: nothing that another run would not say too."""
+    scale, kept = bundle.config.scale, plan.chosen.kept
+    dates = {
+        source.names[n]: {
+            "weight": round(float(shares[n]), 4),
+            "shift": [round(float(s) / scale, 3) for s in plan.field.whole.shifts[k]],
+        }
+        for k, n in enumerate(kept)
+    }
+    left_out = {source.names[n]: why for n, why in sorted(plan.chosen.serving.left_out.items())}
+    return {
+        "TIFFTAG_SOFTWARE": f"deepsum_jax {package_version()}",
+        "DEEPSUM_SYSTEM": bundle.config.system,
+        "DEEPSUM_SCALE": str(scale),
+        "DEEPSUM_PSF_SIGMA": f"{bundle.config.psf_sigma:g}",
+        "DEEPSUM_PARAMETERS": f"sha256:{params_hash(bundle)}",
+        "DEEPSUM_REFERENCE": source.names[plan.reference],
+        # Each date's share in the image, and its shift (y, x) from the reference in input pixels.
+        "DEEPSUM_DATES": json.dumps(dates),
+        "DEEPSUM_LEFT_OUT": json.dumps(left_out),
+    }
+
+
+# --- a picture
+
+
+class _Crop:
+    """The part of a result that a preview shows, kept while strips pass."""
+
+    def __init__(self, plan: Plan, scale: int) -> None:
+        sample = plan.overview.samples(plan.reference)[0]
+        high, wide = min(sample.height, _PREVIEW), min(sample.width, _PREVIEW)
+        self.rect = Rect(
+            sample.row + (sample.height - high) // 2, sample.column + (sample.width - wide) // 2,
+            high, wide,
+        )  # fmt: skip
+        self._plan, self._scale = plan, scale
+        self._parts: list[tuple[np.ndarray, np.ndarray | None]] = []
+
+    def seen(self, strips: Iterator[Strip]) -> Iterator[Strip]:
+        """The strips, as they are."""
+        top = self._scale * self.rect.row
+        bottom = top + self._scale * self.rect.height
+        left = self._scale * self.rect.column
+        across = slice(left, left + self._scale * self.rect.width)
+        for strip in strips:
+            rows = slice(max(top - strip.row, 0), max(bottom - strip.row, 0))
+            image = strip.image[rows, across]
+            if len(image):
+                error = strip.standard_error
+                self._parts.append(
+                    (image.copy(), None if error is None else error[rows, across].copy())
+                )
+            yield strip
+
+    def draw(self, path: Path, source: RasterSource, bundle: Bundle) -> None:
+        from deepsum_jax import alongside  # and with it matplotlib, for those who draw
+
+        lr, masks = source.read(self.rect)
+        n = self._plan.reference
+        errors = [error for _, error in self._parts if error is not None]
+        alongside.draw(
+            path,
+            lr[n],
+            masks[n],
+            np.concatenate([image for image, _ in self._parts]),
+            np.concatenate(errors) if errors else None,
+            f"reference, {source.names[n]}",
+            f"{system_of(bundle.config).label} ×{self._scale}",
+        )
