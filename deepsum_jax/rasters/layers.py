@@ -14,6 +14,8 @@ from deepsum_jax.rasters import values
 from deepsum_jax.rasters.georeference import Georeference
 from deepsum_jax.tiling.source import Strip
 
+_COLOURS = ("red", "green", "blue", "gray")
+
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
