@@ -9,7 +9,7 @@ Masks are True where a pixel is reliable, the opposite of numpy's masked arrays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -185,26 +185,39 @@ def _dimensions(value: Any) -> Any:
     return getattr(value, "dims", getattr(value, "dimensions", None))
 
 
+def _known() -> str:
+    return "; ".join("|".join(names) for names in _AXES.values())
+
+
+def kinds_of(dims: Iterable[Any], what: str) -> list[str]:
+    """What named dimensions are: "time", "y", "x" or "band" each.
+
+    Raises:
+      TypeError: a name that is unknown.
+    """
+    kinds = [next((k for k, names in _AXES.items() if str(d).lower() in names), "") for d in dims]
+    unknown = [str(d) for d, kind in zip(dims, kinds) if not kind]
+    if unknown:
+        raise TypeError(
+            f"{what}: found the unknown dimension {', '.join(unknown)}, expected names of "
+            f"{_known()}: rename or select"
+        )
+    return kinds
+
+
 def _named(value: Any, what: str, axes: tuple[Axes, ...]) -> tuple[np.ndarray, np.ndarray | None]:
     """An array whose dimensions have names, in the order of [T, h, w, C]."""
     inner = value[...] if hasattr(value, "dimensions") else getattr(value, "data", None)
     array, reliable = _plain(value.values if inner is None else inner, what, axes)
     dims = _dimensions(value)
-    kinds = [next((k for k, names in _AXES.items() if str(d).lower() in names), "") for d in dims]
-    known = "; ".join("|".join(names) for names in _AXES.values())
-    unknown = [str(d) for d, kind in zip(dims, kinds) if not kind]
-    if unknown:
-        raise TypeError(
-            f"{what}: found the unknown dimension {', '.join(unknown)}, expected names of {known}: "
-            "rename or select"
-        )
+    kinds = kinds_of(dims, what)
     order = tuple(sorted(kinds, key=_ORDER.index))
     alone = tuple(k for k in order if k in "yx" or array.shape[kinds.index(k)] > 1)
     if order not in axes and alone not in axes:
         expected = " or ".join(f"({', '.join(a)})" for a in axes)
         raise ValueError(
             f"{what}: found the dimensions ({', '.join(map(str, dims))}), expected {expected} in "
-            f"any order ({known})"
+            f"any order ({_known()})"
         )
     hidden = _missing(array, value, what)
     if hidden is not None:
@@ -218,12 +231,12 @@ def _named(value: Any, what: str, axes: tuple[Axes, ...]) -> tuple[np.ndarray, n
 def _missing(array: np.ndarray, value: Any, what: str) -> np.ndarray | None:
     """Where a named array is missing: NaN, and what its attributes call so; None if nowhere."""
     hidden = np.isnan(array) if array.dtype.kind == "f" else np.zeros(array.shape, bool)
-    for code in _codes(value, what):
+    for code in codes_of(value, what):
         hidden |= array == code
     return hidden if hidden.any() else None
 
 
-def _codes(value: Any, what: str) -> list[float]:
+def codes_of(value: Any, what: str) -> list[float]:
     """The no-data values that an array's attributes and encoding name, NaN aside."""
     sources = [("attributes", getattr(value, "attrs", None))]
     encoding = getattr(value, "encoding", None)

@@ -66,7 +66,8 @@ def written(layers: Sequence[Layer], tags: Mapping[str, str]) -> Iterator[Callab
                 os.replace(file, aside)
             line = writer.lost.line(writer.dtype, writer.size)
             if line:
-                warnings.warn(f"{writer.layer.path}: {line}", UserWarning, stacklevel=3)
+                line = f"{writer.layer.path}: {line}; --dtype float32 keeps them"
+                warnings.warn(line, UserWarning, stacklevel=3)
 
 
 @contextlib.contextmanager

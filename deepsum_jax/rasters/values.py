@@ -21,7 +21,7 @@ class Lost:
         low, high = limits(dtype)
         return (
             f"clipped {self.below + self.above} of {values} values ({self.below} below {low:g}, "
-            f"{self.above} above {high:g}) to fit {dtype}; --dtype float32 keeps them"
+            f"{self.above} above {high:g}) to fit {dtype}"
             if self.below + self.above
             else ""
         )
