@@ -42,8 +42,10 @@ def one(dims: tuple[str, ...] = ("time", "y", "x"), **more: Any) -> Any:
 
 
 def bands() -> Any:
-    found = array(attrs={"units": "1"}).drop_vars("name").to_dataset("band")
-    return found.assign_attrs(title="a stack")
+    found = array().drop_vars("name").to_dataset("band").assign_attrs(title="a stack")
+    for band in found.data_vars.values():
+        band.attrs["units"] = "1"
+    return found
 
 
 # --- in -----------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ class LabelledSource:
             own = ... if self._dims.band is not None else (..., b)
             for code in codes:
                 missing[own] |= lr[own] == code
-        reliable = ~missing.any(axis=-1)
+        reliable = np.asarray(~missing.any(axis=-1))
         if self._masks is not None:
             reliable &= self._read_masks(rect)
         return lr, reliable

@@ -145,10 +145,8 @@ def _array(stack: Any, stored: Any, image: np.ndarray, scale: int) -> Any:
             kept = coordinate.variable.copy()
             kept.attrs = about
             coordinates[name] = kept
-    if dims.band is None:
-        shape, pixels = (dims.y, dims.x), image[..., 0]
-    else:
-        shape, pixels = (dims.band, dims.y, dims.x), np.moveaxis(image, -1, 0)
+    shape = tuple(dim for dim in (dims.band, dims.y, dims.x) if dim is not None)
+    pixels = image[..., 0] if dims.band is None else np.moveaxis(image, -1, 0)
     attrs = labels.finer_attributes(stack.attrs, new, scale)
     encoding = {k: v for k, v in stack.encoding.items() if k == "grid_mapping"}
     if stored is not None:
