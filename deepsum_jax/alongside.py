@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,29 +134,39 @@ def _draw(
 
 def draw(
     path: Path, frame: np.ndarray, mask: np.ndarray, image: np.ndarray, error: np.ndarray | None,
-    reference: str, label: str,
+    reference: str, label: str, bands: Sequence[int] = (0,),
 ) -> None:  # fmt: skip
-    """A picture of before and after: the first band of each.
+    """A picture of before and after: a reference frame, bicubic, the image, its standard error.
 
     Args:
       path: a .png.
       frame: [h, w, C] raw, the reference; mask: [h, w] bool.
-      image, error: [r·h, r·w, C], raw.
+      image, error: [r·h, r·w, C], raw; NaN where there is nothing.
       reference, label: what the frame and the image are called.
+      bands: the one that is shown, or those that are red, green and blue.
     """
     from deepsum_jax import figures  # matplotlib, for those who draw
 
-    bands = frame.shape[-1]
-    first = frame[None, ..., :1]  # [1, h, w, 1]
-    seen = fill_hidden(first, mask[None])[0, ..., 0]
-    shown = [
-        (
-            reference + (f", band 1 of {bands}" if bands > 1 else ""),
-            np.where(mask, frame[..., 0], np.nan),
-        ),
-        ("bicubic", bicubic_upsample(seen, len(image) // len(frame))),
-        (label, image[..., 0]),
+    chosen, channels = list(bands), frame.shape[-1]
+    frame, image = frame[..., chosen], image[..., chosen]
+    seen = fill_hidden(frame[None], mask[None])[0]  # [h, w, 1 or 3]
+    scale = len(image) // len(frame)
+    panels = [
+        np.where(mask[..., None], frame, np.nan),
+        np.stack([bicubic_upsample(band, scale) for band in np.moveaxis(seen, -1, 0)], axis=-1),
+        image,
     ]
-    sure = None if error is None else ("standard error", error[..., 0])
-    limits = figures.stretch([panel for _, panel in shown])
-    figures.save(figures.preview(shown, sure, limits, "raw units"), path)
+    limits = [figures.stretch([panel[..., k] for panel in panels]) for k in range(len(chosen))]
+    about, of = "", ""
+    if len(chosen) == 3:
+        low, high = np.transpose(limits)  # [3] each
+        panels = [np.nan_to_num((panel - low) / (high - low), nan=1.0) for panel in panels]
+        panels, of = [np.clip(panel, 0, 1) for panel in panels], ", mean of the colours"
+    else:
+        panels = [panel[..., 0] for panel in panels]
+        about = f", band {chosen[0] + 1} of {channels}" if channels > 1 else ""
+    shown = list(zip((reference + about, "bicubic", label), panels))
+    sure = None
+    if error is not None:
+        sure = (f"standard error{of}", error[..., chosen].mean(axis=-1))
+    figures.save(figures.preview(shown, sure, limits[0], "raw units"), path)

@@ -71,13 +71,14 @@ def preview(
     """Images of one place side by side under one grey range, an error beside them under its own.
 
     Args:
-      images: each drawn as large as the others, whatever its number of pixels.
+      images: each drawn as large as the others, whatever its number of pixels; [H, W, 3] from 0
+        to 1 is in colour.
       error: shown in colours from 0 to its 99th percentile.
       limits: the values that are black and white.
       unit: what the error's colour bar counts.
     """
     columns = len(images) + (error is not None)
-    height, width = images[-1][1].shape
+    height, width = images[-1][1].shape[:2]
     tall = 4.0 * min(max(height / width, 0.25), 4.0)  # inches; strips stay readable
     figure = Figure(figsize=(4.2 * columns + 0.8, tall + 0.5), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
