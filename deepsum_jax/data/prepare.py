@@ -19,7 +19,6 @@ from deepsum_jax.data.frames import reference_first, reference_frame
 from deepsum_jax.data.registration import register_upsampled
 from deepsum_jax.data.scene import Scene, with_channels
 
-
 _ONE_VALUE = 0.95  # of an image's reliable pixels; one that has so many of one value shows nothing
 
 
