@@ -44,10 +44,11 @@ _MODULES = ("losses", "metrics", "predict")  # `predict` is a module that can be
 __all__ = [*_HOMES, *_MODULES]
 
 
+_LOADING = ("-m", "deepsum")  # what a process of a command is called while it loads this
 if (
-    os.path.basename("".join(sys.argv[:1])) in ("-m", "deepsum")
+    os.path.basename("".join(sys.argv[:1])) in _LOADING
     and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-):  # a command that is being loaded: until it listens (see `signals`), Ctrl-C ends it at once
+):  # Until it listens (see `signals`), Ctrl-C ends it without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

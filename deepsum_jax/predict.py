@@ -23,15 +23,16 @@ from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.data import kelvins
 from deepsum_jax.data.doubts import doubts
 from deepsum_jax.data.frames import MAX_FRAMES, reference_frame
+from deepsum_jax.data.resample import nearest_upsample
 from deepsum_jax.data.scene import check_stack, with_channels
 from deepsum_jax.data.stackfile import check_output, read_input, write_output
 from deepsum_jax.inference import check_predictor, frames_in_use, super_resolve_bands
-from deepsum_jax.rasters import options
+from deepsum_jax.rasters import options, xarrays
 from deepsum_jax.systems.system import Stack
 from deepsum_jax.systems.table import system_of
 from deepsum_jax.tiling.mosaic import Mosaic, make_plan
 from deepsum_jax.tiling.overview import WHOLE
-from deepsum_jax.tiling.source import ArraySource
+from deepsum_jax.tiling.source import ArraySource, Rect, Source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,8 +134,9 @@ def predict(
       params: a bundle, from `load_params`.
       stack: [T, h, w] or [T, h, w, C], T ≥ 1, any real dtype, raw units as in training. C is the
         bundle's, or the bundle has one channel and bands run one by one.
-        A list of frames, masked arrays, dask arrays and xarray DataArrays will do as well; what
-        they call missing counts as masked.
+        A list of frames, masked arrays and dask arrays will do as well, and xarray's DataArrays
+        (time, y, x) or (time, band, y, x) and Datasets of bands, of which large ones are read
+        window by window; what they call missing counts as masked.
       masks: [T, h, w], or one [h, w] for all frames; bool, 0/1 or 0/255, True = reliable, shared
         by the bands; None trusts all pixels but those that `stack` itself calls missing.
         What they hide has no say, except in networks trained as published, which saw clouds
@@ -148,7 +150,9 @@ def predict(
         to take the mean over flips and quarter turns, at eight times the cost.
 
     Returns:
-      float32 [r·h, r·w], or [r·h, r·w, C] for a stack with channels; raw units, unclipped.
+      float32 [r·h, r·w], or [r·h, r·w, C] for a stack with channels; raw units, unclipped. For
+      xarray's stacks one of their kind on the finer grid, (y, x) or (band, y, x), with their
+      coordinates, CRS, attributes and encoding.
 
     Raises:
       TypeError: not a bundle, or not an array of real numbers.
@@ -161,42 +165,75 @@ def predict(
     jump between frames, values far from those of training.
     """
     check_predictor(params)
-    lr, clear = check_stack(stack, masks)
-    channels, config = params.config.channels, params.config
-    frames = with_channels(lr, 3)
-    if channels not in (1, frames.shape[-1]):
-        raise ValueError(
-            f"stack: found {frames.shape[-1]} channels, expected the bundle's {channels}"
-        )
-    least = max(2, config.filter_size // 2 + 1)
-    if min(frames.shape[1:3]) * config.scale < least:
-        raise ValueError(
-            f"stack: found frames of {frames.shape[1]}×{frames.shape[2]} pixels, expected at least "
-            f"{-(-least // config.scale)}×{-(-least // config.scale)}"
-        )
     if max_frames is not None and (not isinstance(max_frames, (int, np.integer)) or max_frames < 1):
         raise ValueError(f"max_frames: found {max_frames!r}, expected a whole number above 0")
-    index = _reference_index(reference, len(frames), params.info.reference)
+    if xarrays.is_labelled(stack):
+        labelled = xarrays.as_source(stack, masks)
+        order = [int(n) for n in labelled.order]
+        if isinstance(reference, (int, np.integer)) and reference in order:
+            reference = order.index(int(reference))
+        result, valid = _of(labelled, params, reference, max_frames, compute)
+        result = _labelled(stack, result, valid, params.config.scale, order)
+    else:
+        lr, clear = check_stack(stack, masks)
+        source = ArraySource(with_channels(lr, 3), clear)
+        result, _ = _of(source, params, reference, max_frames, compute)
+        if lr.ndim == 3:
+            error = result.standard_error
+            result = dataclasses.replace(
+                result,
+                image=result.image[..., 0],
+                standard_error=None if error is None else error[..., 0],
+            )
+    return result if return_details else result.image
+
+
+def _of(
+    source: Source, bundle: Bundle, reference: int | str | None, max_frames: int | None,
+    compute: Compute,
+) -> tuple[Prediction, np.ndarray]:  # fmt: skip
+    """What a bundle makes of a source, and where any frame was reliable [r·h, r·w]."""
+    config, height, width = bundle.config, source.height, source.width
+    if config.channels not in (1, source.channels):
+        raise ValueError(
+            f"stack: found {source.channels} channels, expected the bundle's {config.channels}"
+        )
+    least = max(2, config.filter_size // 2 + 1)
+    if min(height, width) * config.scale < least:
+        raise ValueError(
+            f"stack: found frames of {height}×{width} pixels, expected at least "
+            f"{-(-least // config.scale)}×{-(-least // config.scale)}"
+        )
+    index = _reference_index(reference, len(source.names), bundle.info.reference)
     explicit = isinstance(reference, (int, np.integer))
-    if params.params and not system_of(config).any_units:
-        _warn_if_unlike_training(frames, clear, config)
-    large = frames[0, ..., 0].size > WHOLE
-    run = _by_tiles if large else _at_once
-    result = run(params, frames, clear, index, explicit, max_frames, compute)
+    if height * width > WHOLE:
+        result, valid = _by_tiles(bundle, source, index, explicit, max_frames, compute)
+    else:
+        lr, clear = check_stack(*source.read(Rect(0, 0, height, width)))
+        result = _at_once(bundle, lr, clear, index, explicit, max_frames, compute)
+        valid = np.any(nearest_upsample(clear, config.scale), axis=0)
     broken = np.count_nonzero(~np.isfinite(result.image))
     if broken:
         raise ValueError(
             f"params: found {broken} of {result.image.size} pixels of the image not finite, "
             "expected numbers: these parameters cannot serve this stack; check its values and units"
         )
-    if lr.ndim == 3:
-        error = result.standard_error
-        result = dataclasses.replace(
-            result,
-            image=result.image[..., 0],
-            standard_error=None if error is None else error[..., 0],
-        )
-    return result if return_details else result.image
+    return result, valid
+
+
+def _labelled(
+    stack: Any, result: Prediction, valid: np.ndarray, scale: int, order: Sequence[int]
+) -> Prediction:
+    """A result with the stack's labels; indices are those of the stack as it was given."""
+    error, spoke = result.standard_error, result.frames_per_pixel
+    return Prediction(
+        xarrays.labelled_like(stack, result.image, scale, valid),
+        order[result.reference_index],
+        tuple(order[n] for n in result.frames_used),
+        result.weights,
+        None if error is None else xarrays.standard_error(stack, error, scale, valid),
+        None if spoke is None else xarrays.frames(stack, spoke, scale),
+    )
 
 
 def _at_once(
@@ -205,10 +242,12 @@ def _at_once(
 ) -> Prediction:  # fmt: skip
     """A stack [T, h, w, C] as a whole."""
     for doubt in doubts(lr, masks):
-        warnings.warn(doubt, UserWarning, stacklevel=3)
+        warnings.warn(doubt, UserWarning, stacklevel=4)
     chosen = frames_in_use(bundle, lr, masks, reference, max_frames, explicit)
     for line in chosen.warnings():
-        warnings.warn(line, UserWarning, stacklevel=3)
+        warnings.warn(line, UserWarning, stacklevel=4)
+    if bundle.params and not system_of(bundle.config).any_units:
+        _warn_if_unlike_training(lr, masks, bundle.config)
     kept = chosen.kept
     result = super_resolve_bands(bundle, Stack(lr[kept], masks[kept]), compute)
     return Prediction(
@@ -218,12 +257,13 @@ def _at_once(
 
 
 def _by_tiles(
-    bundle: Bundle, lr: np.ndarray, masks: np.ndarray, reference: int | None, explicit: bool,
+    bundle: Bundle, source: Source, reference: int | None, explicit: bool,
     max_frames: int | None, compute: Compute,
-) -> Prediction:  # fmt: skip
-    """The same of a large one, tile by tile."""
-    source = ArraySource(lr, masks)
+) -> tuple[Prediction, np.ndarray]:  # fmt: skip
+    """A large source, tile by tile; and where any frame was reliable."""
     plan = make_plan(bundle, source, reference, explicit=explicit, max_frames=max_frames)
+    if bundle.params and not system_of(bundle.config).any_units:
+        _warn_if_unlike_training(*source.read(plan.overview.samples(None)[0]), bundle.config)
     mosaic = Mosaic(bundle, source, plan, compute=compute)
     strips = list(mosaic.strips())
 
@@ -232,7 +272,7 @@ def _by_tiles(
         return np.concatenate(known) if known else None
 
     kept = plan.chosen.kept
-    return Prediction(
+    prediction = Prediction(
         np.concatenate([strip.image for strip in strips]),
         kept[0],
         tuple(kept),
@@ -240,6 +280,7 @@ def _by_tiles(
         joined([strip.standard_error for strip in strips]),
         joined([strip.frames_per_pixel for strip in strips]),
     )
+    return prediction, np.concatenate([strip.valid for strip in strips])
 
 
 _RULES = ("clearest", "first")

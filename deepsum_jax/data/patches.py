@@ -36,8 +36,6 @@ class Patches:
       the stack: what a mask calls unreliable shows the other frame, as real stacks do;
     * view "aligned": `frames` and `masks` [N, p, p, 1] on the LR grid, `frame_shifts` [N, 2] and
       `noise` [] as of `Aligned`, in whose units `hr` is; frames that a scene lacks hide all.
-
-    In batches it also has its own `record`, [] int32; see `scenes_of`.
     """
 
     def __init__(
@@ -155,8 +153,9 @@ class _Finish:
     workers changes it.
     """
 
-    def __init__(self, patches: Patches, seed: int) -> None:
+    def __init__(self, patches: Patches, seed: int, numbered: bool) -> None:
         self.patches, self.seed, self.records = patches, seed, len(patches)
+        self.numbered = numbered
 
     def __call__(self, position: int, index: int) -> Batch:
         rng = np.random.default_rng([self.seed, int(position) // self.records, int(index)])
@@ -167,7 +166,7 @@ class _Finish:
             record = without_some(record, self.patches.data.fewer_frames, rng)
         if self.patches.view == "shifts":
             record["shifts"] = synthetic_shifts(rng, self.patches.model)
-        return {**record, "record": np.int32(index)}
+        return {**record, "record": np.int32(index)} if self.numbered else record
 
 
 def synthetic_shifts(rng: np.random.Generator, model: ModelConfig) -> np.ndarray:
@@ -179,7 +178,12 @@ def synthetic_shifts(rng: np.random.Generator, model: ModelConfig) -> np.ndarray
 
 
 def make_iterator(
-    patches: Patches, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+    patches: Patches,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    numbered: bool = False,
 ) -> Any:
     """An endless grain iterator of batches with `get_state()` and `set_state()`.
 
@@ -189,6 +193,7 @@ def make_iterator(
       patches: what to iterate over.
       batch_size: over all processes.
       seed: of the shuffles and the augmentation.
+      numbered: batches also have `record` [B] int32, as `Patches.scenes_of` takes them.
 
     Raises:
       ValueError: no patches, or a batch that the processes cannot share evenly.
@@ -204,7 +209,7 @@ def make_iterator(
         .seed(seed)
         .shuffle()
         .repeat()
-        .map_with_index(_Finish(patches, seed))
+        .map_with_index(_Finish(patches, seed, numbered))
     )[process_index::process_count]
     workers = patches.data.workers
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,12 @@ import numpy as np
 from deepsum_jax import files
 from deepsum_jax.bundle import Bundle, package_version
 from deepsum_jax.chosen import chosen_compute
-from deepsum_jax.rasters import layers, options, output
+from deepsum_jax.rasters import layers, options, output, preview
 from deepsum_jax.rasters.source import RasterSource
 from deepsum_jax.systems.table import system_of
 from deepsum_jax.tiling.mosaic import Mosaic, Plan, make_plan
 from deepsum_jax.tiling.overview import Overview, look_over
-from deepsum_jax.tiling.source import Rect, Strip
 from deepsum_jax.tiling.store import Folder
-
-_PREVIEW = 100  # LR pixels a side, of the part that a preview shows
 
 
 def run(args: argparse.Namespace, bundle: Bundle) -> None:
@@ -150,14 +147,19 @@ def _write(
         bundle, source, plan, compute=chosen_compute(args), memory=args.memory, store=store,
         progress=True,
     )  # fmt: skip
-    crop = _Crop(plan, bundle.config.scale)
+    crop = None
+    if args.preview is not None:
+        part = preview.telling_part(source, plan.reference, _drawn(source))
+        crop = preview.Crop(part, bundle.config.scale, source.channels)
     tags: dict[str, str] = {}
     with output.written(wanted, tags) as write:
-        for strip in crop.seen(mosaic.strips()):
+        for strip in mosaic.strips():
             write(strip)
+            if crop is not None:
+                crop.take(strip)
         tags.update(_provenance(source, bundle, plan, mosaic.shares))
-    if args.preview is not None:
-        crop.draw(args.preview, source, bundle)
+    if crop is not None:
+        _draw(args.preview, source, plan, bundle, crop)
     store.sweep()
     place = source.georeference.finer(bundle.config.scale)
     used = sum(share > 0 for share in mosaic.shares)
@@ -223,50 +225,22 @@ def _provenance(
     }
 
 
-# --- a picture
+def _draw(path: Path, source: RasterSource, plan: Plan, bundle: Bundle, crop: preview.Crop) -> None:
+    from deepsum_jax import alongside  # and with it matplotlib, for those who draw
+
+    n = plan.reference
+    lr, masks = source.read(crop.part)
+    alongside.draw(
+        path, lr[n], masks[n], crop.image, crop.standard_error,
+        f"reference, {source.names[n]}",
+        f"{system_of(bundle.config).label} ×{bundle.config.scale}",
+        _drawn(source),
+    )  # fmt: skip
 
 
-class _Crop:
-    """The part of a result that a preview shows, kept while strips pass."""
-
-    def __init__(self, plan: Plan, scale: int) -> None:
-        sample = plan.overview.samples(plan.reference)[0]
-        high, wide = min(sample.height, _PREVIEW), min(sample.width, _PREVIEW)
-        self.rect = Rect(
-            sample.row + (sample.height - high) // 2, sample.column + (sample.width - wide) // 2,
-            high, wide,
-        )  # fmt: skip
-        self._plan, self._scale = plan, scale
-        self._parts: list[tuple[np.ndarray, np.ndarray | None]] = []
-
-    def seen(self, strips: Iterator[Strip]) -> Iterator[Strip]:
-        """The strips, as they are."""
-        top = self._scale * self.rect.row
-        bottom = top + self._scale * self.rect.height
-        left = self._scale * self.rect.column
-        across = slice(left, left + self._scale * self.rect.width)
-        for strip in strips:
-            rows = slice(max(top - strip.row, 0), max(bottom - strip.row, 0))
-            image = strip.image[rows, across]
-            if len(image):
-                error = strip.standard_error
-                self._parts.append(
-                    (image.copy(), None if error is None else error[rows, across].copy())
-                )
-            yield strip
-
-    def draw(self, path: Path, source: RasterSource, bundle: Bundle) -> None:
-        from deepsum_jax import alongside  # and with it matplotlib, for those who draw
-
-        lr, masks = source.read(self.rect)
-        n = self._plan.reference
-        errors = [error for _, error in self._parts if error is not None]
-        alongside.draw(
-            path,
-            lr[n],
-            masks[n],
-            np.concatenate([image for image, _ in self._parts]),
-            np.concatenate(errors) if errors else None,
-            f"reference, {source.names[n]}",
-            f"{system_of(bundle.config).label} ×{self._scale}",
-        )
+def _drawn(source: RasterSource) -> tuple[int, ...]:
+    """The bands that a preview shows."""
+    names = [
+        name or colour for name, colour in zip(source.georeference.descriptions, source.colours)
+    ]
+    return preview.drawn_bands(names)

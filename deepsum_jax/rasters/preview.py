@@ -52,11 +52,13 @@ class Crop:
     """A part of the result, gathered from its strips.
 
     Attributes:
+      part: which.
       image: float32 [r·h, r·w, C], NaN where nothing is valid.
       standard_error: likewise, or None.
     """
 
     def __init__(self, part: Rect, scale: int, channels: int) -> None:
+        self.part = part
         self._rows = slice(part.row * scale, (part.row + part.height) * scale)
         self._columns = slice(part.column * scale, (part.column + part.width) * scale)
         shape = (part.height * scale, part.width * scale, channels)

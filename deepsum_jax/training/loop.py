@@ -212,7 +212,7 @@ def _take_steps(
     stage, config, settings = run.stage, run.config, run.settings
     records = patches.Patches(run.data.train, config.model, config.data, stage.view)
     batches = patches.make_iterator(
-        records, settings.batch_size, _data_seed(config, stage), *parallel.process_share()
+        records, settings.batch_size, _data_seed(config, stage), *parallel.process_share(), True
     )
     fresh = init_state(starting_params(stage, config, run.workdir, run.start), stage, config)
     host, position = _resume(run, keeper, jax.device_get(fresh), batches)

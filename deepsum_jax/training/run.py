@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from deepsum_jax.systems.table import stages_of, system_of
 from deepsum_jax.training import parallel, workdir
 from deepsum_jax.training.logbook import Logbook
 from deepsum_jax.training.loop import run_stage
+from deepsum_jax.training.owner import owned
 
 
 def simulated_scenes(config: TrainConfig, folder: Path) -> Path:
@@ -57,29 +57,39 @@ def train(
       The best bundle.
 
     Raises:
-      ValueError, FileNotFoundError: unusable data, configuration or working directory.
+      ValueError, FileNotFoundError: unusable data, configuration or working directory; another
+        process that trains in it; a training that has diverged.
+      signals.Stopped, KeyboardInterrupt: a signal asked to end; the same call goes on.
     """
     for stage in stages_of(config.model):
         parallel.check_batch(getattr(config, stage.name).batch_size, stage.name)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--workdir {folder}: is a file, expected a folder")
+    owner = owned(folder) if parallel.is_first_process() else contextlib.nullcontext()
+    with owner:
+        return _train(folder, config, data, only, init, progress, report)
+
+
+def _train(
+    folder: Path,
+    config: TrainConfig,
+    data: Path | None,
+    only: Sequence[str],
+    init: str | Path | None,
+    progress: bool,
+    report: bool,
+) -> Bundle:
+    """`train` in a working directory that nobody else trains in."""
     workdir.check_config(folder, config)
     workdir.check_longer(folder, config)
     start = workdir.choose_start(folder, init, config.model)
     chosen = workdir.choose_stages(folder, config, only, start)
     if start is not None:
         print(f"init: {workdir.check_start(start, chosen, config)}")
-    settings, new = config, not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        root = data if data is not None else simulated_scenes(config, folder)
-        cache = folder / "cache" if config.data.cache else None
-        align = _aligning(config)
-        dataset = prepare_dataset(root, config.model, config.data, cache, progress, align)
-    except BaseException:  # Ctrl-C too: without config.json nothing could resume from this
-        if new:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    settings = config
+    root = data if data is not None else simulated_scenes(config, folder)
+    cache = folder / "cache" if config.data.cache else None
+    dataset = prepare_dataset(root, config.model, config.data, cache, progress, _aligning(config))
     first = parallel.is_first_process()
     workdir.keep_data(folder, root, dataset, first)
     if first:
@@ -88,6 +98,7 @@ def train(
     config = dataclasses.replace(config, model=model)
     _tell(dataset, config)
     log = Logbook(folder, first)
+    # Only now, behind whatever sets handlers of its own.
     with contextlib.closing(log), signals.heard():
         for stage in chosen:
             run_stage(stage, config, dataset, folder, log, start, progress)

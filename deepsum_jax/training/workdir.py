@@ -31,8 +31,8 @@ MAY_CHANGE = (
     *(f"{stage}.max_{limit}" for stage in stages.NAMES for limit in ("rise", "unsound")),
 )
 """Settings that a run may resume with other values of: none of them changes what a step does.
-A stage of constant learning rate may also get more steps, and one that has not ended a lower rate,
-with which it goes on from its newest state."""
+A stage of constant learning rate may also get more steps; and one that is under way a lower rate,
+with which it goes on from its newest state, as after it has diverged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +101,12 @@ def _longer(old: TrainConfig, new: TrainConfig, path: str) -> bool:
 
 
 def _lower(workdir: Path, old: TrainConfig, new: TrainConfig, path: str) -> bool:
-    """Whether a setting is the rate of a stage that goes on with a lower one."""
+    """Whether a setting is the rate of a stage under way that shall go on with a lower one."""
     name, _, field = path.partition(".")
     if name not in stages.NAMES or field != "learning_rate":
         return False
     lower = getattr(new, name).learning_rate < getattr(old, name).learning_rate
-    return lower and ended_after(workdir, name) < 0
+    return lower and has_begun(workdir, name) and ended_after(workdir, name) < 0
 
 
 def check_config(workdir: Path, config: TrainConfig) -> None:
@@ -127,7 +127,7 @@ def check_config(workdir: Path, config: TrainConfig) -> None:
             f"{workdir}: belongs to another configuration ({'; '.join(differences[:3])}); use "
             "another --workdir. What may change: how often is logged, validated and saved, what is "
             "unsound, compute.backend, compute.rematerialize, compute.self_ensemble, more steps at "
-            "a constant rate, and a lower rate of a stage that has not ended"
+            "a constant rate, and a lower rate of a stage that is under way"
         )
 
 
