@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from deepsum_jax.config import Normalization as Normalization
     from deepsum_jax.data.scene import Scene as Scene
     from deepsum_jax.model.deepsum import DeepSUM as DeepSUM
-    from deepsum_jax.predict import Prediction as Prediction
     from deepsum_jax.predict import predict as predict
+    from deepsum_jax.prediction import Prediction as Prediction
     from deepsum_jax.sample import sample_stack as sample_stack
 
 _HOMES = {
@@ -36,7 +36,7 @@ _HOMES = {
     "Normalization": "config",
     "Scene": "data.scene",
     "DeepSUM": "model.deepsum",
-    "Prediction": "predict",
+    "Prediction": "prediction",
     "sample_stack": "sample",
 }
 _MODULES = ("losses", "metrics", "predict")  # `predict` is a module that can be called

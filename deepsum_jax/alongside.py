@@ -20,7 +20,7 @@ from deepsum_jax.data.stackfile import check_output, write_map
 from deepsum_jax.systems.table import system_of
 
 if TYPE_CHECKING:
-    from deepsum_jax.predict import Prediction
+    from deepsum_jax.prediction import Prediction
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:

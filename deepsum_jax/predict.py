@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import sys
 import types
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -19,70 +18,15 @@ import numpy as np
 from deepsum_jax import alongside, cli
 from deepsum_jax.bundle import Bundle
 from deepsum_jax.chosen import add_system_arguments, chosen_bundle, chosen_compute
-from deepsum_jax.config import Compute, ModelConfig
+from deepsum_jax.config import Compute
 from deepsum_jax.data import kelvins
-from deepsum_jax.data.doubts import doubts
 from deepsum_jax.data.frames import MAX_FRAMES, reference_frame
-from deepsum_jax.data.resample import nearest_upsample
 from deepsum_jax.data.scene import check_stack, with_channels
 from deepsum_jax.data.stackfile import check_output, read_input, write_output
-from deepsum_jax.inference import check_predictor, frames_in_use, super_resolve_bands
+from deepsum_jax.inference import check_predictor
+from deepsum_jax.prediction import Prediction, prediction_of
 from deepsum_jax.rasters import options, xarrays
-from deepsum_jax.systems.system import Stack
-from deepsum_jax.systems.table import system_of
-from deepsum_jax.tiling.mosaic import Mosaic, make_plan
-from deepsum_jax.tiling.overview import WHOLE
-from deepsum_jax.tiling.source import ArraySource, Rect, Source
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prediction:
-    """A super-resolved image and how it came about."""
-
-    image: np.ndarray  # float32 [r·h, r·w] or [r·h, r·w, C], raw units
-    reference_index: int  # in the stack; the image lies on this frame's grid
-    frames_used: tuple[int, ...]  # indices in the stack, clearest first after the reference
-    weights: np.ndarray  # float32 [len(frames_used)], each frame's share; sums to one
-    # Where the system has them:
-    standard_error: np.ndarray | None = None  # as `image`, root-mean-square error to be expected
-    frames_per_pixel: np.ndarray | None = None  # float32 [r·h, r·w], how many frames spoke
-
-
-def _reference_index(reference: int | str | None, frames: int, rule: str) -> int | None:
-    if reference is None:
-        if rule == "given":
-            raise ValueError(
-                "reference: found none, expected a frame's index: these parameters were trained "
-                "with given reference frames"
-            )
-        reference = rule
-    if isinstance(reference, str) and reference in ("clearest", "first"):
-        return 0 if reference == "first" else None
-    if isinstance(reference, (int, np.integer)) and not isinstance(reference, bool):
-        if 0 <= reference < frames:
-            return int(reference)
-        raise ValueError(f"reference: found {reference}, expected 0 to {frames - 1}")
-    raise ValueError(
-        f"reference: found {reference!r}, expected 'clearest', 'first' or a frame's index"
-    )
-
-
-def _warn_if_unlike_training(lr: np.ndarray, masks: np.ndarray, config: ModelConfig) -> None:
-    clear = lr[masks]
-    norm = config.normalization
-    for c in range(clear.shape[-1]):
-        values = clear[:, c].astype(np.float64)
-        mean = float(np.atleast_1d(norm.lr_mean)[c % np.size(norm.lr_mean)])
-        std = float(np.atleast_1d(norm.lr_std)[c % np.size(norm.lr_std)])
-        if abs(values.mean() - mean) > 3 * std or not std / 10 <= values.std() <= 10 * std:
-            warnings.warn(
-                f"the stack's values (mean {values.mean():.6g}, deviation {values.std():.3g}) are "
-                f"far from those of training (mean {mean:.6g}, deviation {std:.3g}): scale them to "
-                "the training units, or train on such data",
-                UserWarning,
-                stacklevel=3,
-            )
-            return
+from deepsum_jax.tiling.source import ArraySource
 
 
 @overload
@@ -172,12 +116,12 @@ def predict(
         order = [int(n) for n in labelled.order]
         if isinstance(reference, (int, np.integer)) and reference in order:
             reference = order.index(int(reference))
-        result, valid = _of(labelled, params, reference, max_frames, compute)
+        result, valid = prediction_of(labelled, params, reference, max_frames, compute)
         result = _labelled(stack, result, valid, params.config.scale, order)
     else:
         lr, clear = check_stack(stack, masks)
         source = ArraySource(with_channels(lr, 3), clear)
-        result, _ = _of(source, params, reference, max_frames, compute)
+        result, _ = prediction_of(source, params, reference, max_frames, compute)
         if lr.ndim == 3:
             error = result.standard_error
             result = dataclasses.replace(
@@ -186,39 +130,6 @@ def predict(
                 standard_error=None if error is None else error[..., 0],
             )
     return result if return_details else result.image
-
-
-def _of(
-    source: Source, bundle: Bundle, reference: int | str | None, max_frames: int | None,
-    compute: Compute,
-) -> tuple[Prediction, np.ndarray]:  # fmt: skip
-    """What a bundle makes of a source, and where any frame was reliable [r·h, r·w]."""
-    config, height, width = bundle.config, source.height, source.width
-    if config.channels not in (1, source.channels):
-        raise ValueError(
-            f"stack: found {source.channels} channels, expected the bundle's {config.channels}"
-        )
-    least = max(2, config.filter_size // 2 + 1)
-    if min(height, width) * config.scale < least:
-        raise ValueError(
-            f"stack: found frames of {height}×{width} pixels, expected at least "
-            f"{-(-least // config.scale)}×{-(-least // config.scale)}"
-        )
-    index = _reference_index(reference, len(source.names), bundle.info.reference)
-    explicit = isinstance(reference, (int, np.integer))
-    if height * width > WHOLE:
-        result, valid = _by_tiles(bundle, source, index, explicit, max_frames, compute)
-    else:
-        lr, clear = check_stack(*source.read(Rect(0, 0, height, width)))
-        result = _at_once(bundle, lr, clear, index, explicit, max_frames, compute)
-        valid = np.any(nearest_upsample(clear, config.scale), axis=0)
-    broken = np.count_nonzero(~np.isfinite(result.image))
-    if broken:
-        raise ValueError(
-            f"params: found {broken} of {result.image.size} pixels of the image not finite, "
-            "expected numbers: these parameters cannot serve this stack; check its values and units"
-        )
-    return result, valid
 
 
 def _labelled(
@@ -234,53 +145,6 @@ def _labelled(
         None if error is None else xarrays.standard_error(stack, error, scale, valid),
         None if spoke is None else xarrays.frames(stack, spoke, scale),
     )
-
-
-def _at_once(
-    bundle: Bundle, lr: np.ndarray, masks: np.ndarray, reference: int | None, explicit: bool,
-    max_frames: int | None, compute: Compute,
-) -> Prediction:  # fmt: skip
-    """A stack [T, h, w, C] as a whole."""
-    for doubt in doubts(lr, masks):
-        warnings.warn(doubt, UserWarning, stacklevel=4)
-    chosen = frames_in_use(bundle, lr, masks, reference, max_frames, explicit)
-    for line in chosen.warnings():
-        warnings.warn(line, UserWarning, stacklevel=4)
-    if bundle.params and not system_of(bundle.config).any_units:
-        _warn_if_unlike_training(lr, masks, bundle.config)
-    kept = chosen.kept
-    result = super_resolve_bands(bundle, Stack(lr[kept], masks[kept]), compute)
-    return Prediction(
-        result.image, kept[0], tuple(kept), result.weights, result.standard_error,
-        result.frames_per_pixel,
-    )  # fmt: skip
-
-
-def _by_tiles(
-    bundle: Bundle, source: Source, reference: int | None, explicit: bool,
-    max_frames: int | None, compute: Compute,
-) -> tuple[Prediction, np.ndarray]:  # fmt: skip
-    """A large source, tile by tile; and where any frame was reliable."""
-    plan = make_plan(bundle, source, reference, explicit=explicit, max_frames=max_frames)
-    if bundle.params and not system_of(bundle.config).any_units:
-        _warn_if_unlike_training(*source.read(plan.overview.samples(None)[0]), bundle.config)
-    mosaic = Mosaic(bundle, source, plan, compute=compute)
-    strips = list(mosaic.strips())
-
-    def joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
-        known = [part for part in parts if part is not None]
-        return np.concatenate(known) if known else None
-
-    kept = plan.chosen.kept
-    prediction = Prediction(
-        np.concatenate([strip.image for strip in strips]),
-        kept[0],
-        tuple(kept),
-        mosaic.shares[kept].astype(np.float32),
-        joined([strip.standard_error for strip in strips]),
-        joined([strip.frames_per_pixel for strip in strips]),
-    )
-    return prediction, np.concatenate([strip.valid for strip in strips])
 
 
 _RULES = ("clearest", "first")

@@ -33,7 +33,8 @@ from deepsum_jax.config import SimulationConfig
 from deepsum_jax.data import resample
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.data.sensor import observe
-from deepsum_jax.predict import Prediction, predict
+from deepsum_jax.predict import predict
+from deepsum_jax.prediction import Prediction
 from deepsum_jax.scoring.company import COMPANY
 from deepsum_jax.scoring.scene import score_image
 from deepsum_jax.simulation.dates import read_dates

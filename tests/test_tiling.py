@@ -297,7 +297,7 @@ def test_done_tiles_are_not_made_again(tmp_path: Path, monkeypatch: pytest.Monke
 def test_large_arrays_go_by_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     lr, masks = frames(ground(150), SHIFTS)
     whole = predict(ROBUST, lr[..., 0], masks, return_details=True)
-    monkeypatch.setattr("deepsum_jax.predict.WHOLE", 100 * 100)
+    monkeypatch.setattr("deepsum_jax.prediction.WHOLE", 100 * 100)
     found = predict(ROBUST, lr[..., 0], masks, return_details=True)
     assert found.image.shape == whole.image.shape == (450, 450)
     assert found.reference_index == whole.reference_index

@@ -107,10 +107,10 @@ def make_plan(
     index = choose_reference(source, overview, bundle) if reference is None else reference
     lr, masks = source.read(overview.samples(index)[0])
     for doubt in doubts(lr, masks):
-        warnings.warn(doubt, UserWarning, stacklevel=2)
+        warnings.warn(doubt, UserWarning, stacklevel=5)
     chosen = _serving(bundle, lr, masks, overview, index, explicit)
     for line in chosen.warnings():
-        warnings.warn(line, UserWarning, stacklevel=2)
+        warnings.warn(line, UserWarning, stacklevel=5)
     members = min(len(chosen.kept), max_frames or max(config.num_frames, 15))
     field = make_survey(
         source, chosen.kept, overview.samples(chosen.kept[0]), config.scale, config.psf_sigma,
