@@ -37,7 +37,12 @@ def knows(params: Any, stack: Stack, config: ModelConfig, compute: Any) -> Super
 @pytest.fixture(autouse=True)
 def systems(monkeypatch: pytest.MonkeyPatch) -> None:
     """`robust_ibp` with known maps beside its image; the others as they are."""
-    system = dataclasses.replace(SYSTEMS["robust_ibp"], super_resolve=knows, choose_reference=None)
+    system = dataclasses.replace(
+        SYSTEMS["robust_ibp"],
+        super_resolve=knows,
+        choose_reference=None,
+        gives=("standard_error", "frames_per_pixel"),
+    )
     known = {**SYSTEMS, "robust_ibp": system}
     monkeypatch.setattr("deepsum_jax.systems.table.SYSTEMS", known)
 

@@ -36,7 +36,7 @@ class Georeference:
         """The same area in pixels a `scale`-th as large."""
         return dataclasses.replace(
             self,
-            transform=self.transform * Affine.scale(1 / scale),
+            transform=self.transform @ Affine.scale(1 / scale),
             height=scale * self.height,
             width=scale * self.width,
         )

@@ -52,7 +52,7 @@ def place(grid: GeoBox, reference: GeoBox) -> Place | Mismatch:
     """
     if grid.crs != reference.crs:
         return Mismatch(f"CRS {_name(grid.crs)}, expected {_name(reference.crs)}")
-    onto: Affine = ~reference.transform * grid.transform  # the date's pixels → the reference's
+    onto: Affine = ~reference.transform @ grid.transform  # the date's pixels → the reference's
     half = _size(grid) / 2
     linear = np.array([(onto.a, onto.b), (onto.d, onto.e)]) - np.eye(2)
     drift = float((np.abs(linear) @ half).max())
@@ -61,7 +61,7 @@ def place(grid: GeoBox, reference: GeoBox) -> Place | Mismatch:
         what = "a rotation" if turned else f"pixels of {_pixel(grid)}"
         wanted = "the reference's" if turned else _pixel(reference)
         return Mismatch(f"{what}, expected {wanted}")
-    middle = np.array(onto * tuple(half)) - half
+    middle = np.array(onto @ tuple(half)) - half
     whole = np.floor(middle + 0.5)
     x, y = (float(v) for v in middle - whole)
     return Place(int(whole[1]), int(whole[0]), (y, x))
@@ -105,7 +105,7 @@ def area(reference: GeoBox, options: ReadOptions) -> Rect:
             f"--bounds: found {left:g} {bottom:g} {right:g} {top:g}, expected left < right and "
             "bottom < top"
         )
-    corners = [~reference.transform * (x, y) for x in (left, right) for y in (bottom, top)]
+    corners = [~reference.transform @ (x, y) for x in (left, right) for y in (bottom, top)]
     xs, ys = zip(*corners)
     first, last = (
         np.clip(np.array(ends), 0, (width, height))

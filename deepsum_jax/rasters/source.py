@@ -133,7 +133,7 @@ class RasterSource:
         labels = [date.labels[b] or None for b in bands]
         self.georeference = Georeference(
             crs=date.crs,
-            transform=grid.transform * Affine.translation(self._area.column, self._area.row),
+            transform=grid.transform @ Affine.translation(self._area.column, self._area.row),
             height=self.height,
             width=self.width,
             dtype=date.dtype.name,
@@ -235,10 +235,10 @@ class RasterSource:
         window = self._source_window(n, rect)
         theirs, own = self._dates[n].grid, self._dates[self.reference].grid
         place = {
-            "src_transform": theirs.transform * Affine.translation(window.column, window.row),
+            "src_transform": theirs.transform @ Affine.translation(window.column, window.row),
             "src_crs": str(theirs.crs),
             "dst_transform": own.transform
-            * Affine.translation(self._area.column + rect.column, self._area.row + rect.row),
+            @ Affine.translation(self._area.column + rect.column, self._area.row + rect.row),
             "dst_crs": str(own.crs),
         }
 
