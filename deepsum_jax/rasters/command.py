@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import rasterio
 
 from deepsum_jax import files
 from deepsum_jax.bundle import Bundle, package_version
@@ -23,6 +25,8 @@ from deepsum_jax.systems.table import system_of
 from deepsum_jax.tiling.mosaic import Mosaic, Plan, make_plan
 from deepsum_jax.tiling.overview import Overview, look_over
 from deepsum_jax.tiling.store import Folder
+
+_CACHE = 64 * 2**20  # bytes
 
 
 def run(args: argparse.Namespace, bundle: Bundle) -> None:
@@ -44,8 +48,11 @@ def run(args: argparse.Namespace, bundle: Bundle) -> None:
             "--reference: found none, expected a date's file or number: these parameters were "
             "trained with given reference frames"
         )
-    source = RasterSource(args.inputs, read, rule)
-    try:
+    # GDAL would keep a part of the machine's memory full of what it has read.
+    with (
+        rasterio.Env(GDAL_CACHEMAX=_CACHE),
+        contextlib.closing(RasterSource(args.inputs, read, rule)) as source,
+    ):
         _check_size(source, bundle)
         wanted = _layers(args, source, bundle)
         overview, plan = _planned(args, source, bundle, chosen=rule != "clearest")
@@ -55,8 +62,6 @@ def run(args: argparse.Namespace, bundle: Bundle) -> None:
             overview, plan = _planned(args, source, bundle, chosen=True)
         _say(source, overview, plan, bundle.config.scale)
         _write(args, source, bundle, plan, wanted)
-    finally:
-        source.close()
 
 
 def _planned(

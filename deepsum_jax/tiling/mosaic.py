@@ -10,7 +10,7 @@ nothing in what comes out.
 from __future__ import annotations
 
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from deepsum_jax.config import Compute
 from deepsum_jax.data import resample
 from deepsum_jax.data.doubts import doubts
 from deepsum_jax.data.frames import select_frames
-from deepsum_jax.data.serving import Chosen
+from deepsum_jax.data.serving import Chosen, Serving
 from deepsum_jax.data.survey import Survey
 from deepsum_jax.inference import frames_in_use, super_resolve_parts
 from deepsum_jax.systems.system import Stack, SuperResolved
@@ -33,12 +33,13 @@ from deepsum_jax.systems.table import system_of
 from deepsum_jax.tiling import tiles as cutting
 from deepsum_jax.tiling.overview import Overview, look_over
 from deepsum_jax.tiling.source import Rect, Source, Strip
-from deepsum_jax.tiling.store import Arrays, Memory, Store
+from deepsum_jax.tiling.store import Memory, Store
 from deepsum_jax.tiling.survey import Field, make_survey
 from deepsum_jax.tiling.tiles import Tiles
 
 MEMORY = 2.0  # GB, that tiles may take together
 _CLEARLY = 0.02  # of a stack's pixels, by which the clearest frame must lead to need no second look
+_LOOKS = 5  # parts, at most, by which frames are judged
 _HIDDEN = 0.02  # of a tile's reference; with less that is reliable another frame leads
 _COPIES = 100  # of its frames on the HR grid, float32, that a system takes at once
 
@@ -105,10 +106,13 @@ def make_plan(
         raise ValueError(f"masks: found no reliable pixel in {what}, expected some")
     config = bundle.config
     index = choose_reference(source, overview, bundle) if reference is None else reference
-    lr, masks = source.read(overview.samples(index)[0])
-    for doubt in doubts(lr, masks):
+    looks = [source.read(rect) for rect in overview.samples(index)[:_LOOKS]]
+    for doubt in doubts(*looks[0]):
         warnings.warn(doubt, UserWarning, stacklevel=5)
-    chosen = _serving(bundle, lr, masks, overview, index, explicit)
+    if explicit:  # one part suffices to say that it cannot serve, and not which takes its place
+        looks = looks[:1]
+    found = [frames_in_use(bundle, *look, index, len(look[0]), explicit) for look in looks]
+    chosen = _agreed(found, [masks.any(axis=(1, 2)) for _, masks in looks], overview)
     for line in chosen.warnings():
         warnings.warn(line, UserWarning, stacklevel=5)
     members = min(len(chosen.kept), max_frames or max(config.num_frames, 15))
@@ -119,19 +123,31 @@ def make_plan(
     return Plan(overview, chosen, field, cutting.cut(source.height, source.width, side, margin))
 
 
-def _serving(
-    bundle: Bundle, lr: np.ndarray, masks: np.ndarray, overview: Overview, reference: int,
-    explicit: bool,
-) -> Chosen:  # fmt: skip
-    """The frames that can serve, by a part in which the reference is clear; a frame that is hidden
-    there, but not everywhere, serves where it is not."""
-    chosen = frames_in_use(bundle, lr, masks, reference, len(lr), explicit)
-    out = set(chosen.serving.left_out)
-    hidden = {n for n in range(len(lr)) if not masks[n].any() and overview.clearance[n] > 0}
-    first = chosen.kept[0]
+def _agreed(found: Sequence[Chosen], there: Sequence[np.ndarray], overview: Overview) -> Chosen:
+    """The frames that can serve by most of the parts that show them; ground that changed in one of
+    them may look like another place.
+
+    Args:
+      found: what each part says, the one that tells most first.
+      there: [T] for each part, which frames have a reliable pixel in it.
+      overview: gives their order.
+    """
+    first = found[0].serving
+    replaced = Counter(one.serving.reference for one in found).most_common(1)[0]
+    leader = next(one.serving for one in found if one.serving.reference == replaced[0])
+    if 2 * replaced[1] <= len(found):
+        leader = first
+    left_out = {}
+    for n in range(len(overview.clear)):
+        reasons = [one.serving.left_out.get(n) for one, known in zip(found, there) if known[n]]
+        named = [reason for reason in reasons if reason]
+        if overview.clearance[n] == 0:
+            left_out[n] = "no reliable pixel"
+        elif n != leader.reference and 2 * len(named) > len(reasons):
+            left_out[n] = named[0]
     order = [int(n) for n in np.argsort(-overview.clearance, kind="stable")]
-    others = [n for n in order if n != first and overview.clearance[n] > 0]
-    return chosen._replace(kept=[first, *(n for n in others if n not in out - hidden)])
+    kept = [n for n in order if n != leader.reference and n not in left_out]
+    return Chosen([leader.reference, *kept], Serving(leader.reference, leader.replaced, left_out))
 
 
 # --- one tile
@@ -177,9 +193,10 @@ def _read_part(source: Source, plan: Plan, rect: Rect, frames: int) -> _Part | N
     return _Part(stack, whole, members)
 
 
-def _arrays(part: _Part, result: SuperResolved, plan: Plan, scale: int) -> Arrays:
-    """A tile's image, standard_error and frames_per_pixel on the reference's grid, where any frame
-    was reliable (valid), and each frame's share in it."""
+def _tile(
+    part: _Part, result: SuperResolved, plan: Plan, scale: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A tile on the reference's grid, as of `_side_by_side`; and each frame's share in it."""
     leader, whole = part.members[0], part.whole
     image, error, spoke = result.image, result.standard_error, result.frames_per_pixel
     if leader != 0:  # its own grid, its own brightness
@@ -192,25 +209,32 @@ def _arrays(part: _Part, result: SuperResolved, plan: Plan, scale: int) -> Array
     seen = np.any(resample.aligned_masks(part.stack.masks, shifts, scale), axis=0)
     shares = np.zeros(plan.overview.clear.shape[0], np.float32)
     np.add.at(shares, [plan.chosen.kept[n] for n in part.members], result.weights)
-    found = {"image": image, "valid": seen, "shares": shares}
-    if error is not None:
-        found["standard_error"] = error
-    if spoke is not None:
-        found["frames_per_pixel"] = np.maximum(spoke, 0)
-    return found
+    spoke = None if spoke is None else np.maximum(spoke, 0)
+    return _side_by_side(image, error, spoke, seen), shares
 
 
-def _nothing(plan: Plan, rect: Rect, scale: int) -> Arrays:
+def _nothing(plan: Plan, rect: Rect, scale: int) -> tuple[np.ndarray, np.ndarray]:
     """A tile in which nothing is reliable: the stack's usual level, give or take its contrast."""
     size = (scale * rect.height, scale * rect.width)
-    whole, level = plan.field.whole, plan.field.level
-    return {
-        "image": np.broadcast_to(level, (*size, len(level))).astype(np.float32),
-        "standard_error": np.broadcast_to(whole.contrast, (*size, len(level))).astype(np.float32),
-        "frames_per_pixel": np.zeros(size, np.float32),
-        "valid": np.zeros(size, bool),
-        "shares": np.zeros(plan.overview.clear.shape[0], np.float32),
-    }
+    level, contrast = (
+        np.broadcast_to(x, (*size, len(x))) for x in (plan.field.level, plan.field.whole.contrast)
+    )
+    shares = np.zeros(plan.overview.clear.shape[0], np.float32)
+    return _side_by_side(level, contrast, np.zeros(size), np.zeros(size, bool)), shares
+
+
+def _side_by_side(
+    image: np.ndarray, error: np.ndarray | None, spoke: np.ndarray | None, seen: np.ndarray
+) -> np.ndarray:
+    """Image, standard error, frames per pixel, and where any frame was reliable: float32
+    [side, side, 2C + 2]; zeros where a system has none."""
+    parts = [
+        image,
+        np.zeros_like(image) if error is None else error,
+        (np.zeros(image.shape[:2]) if spoke is None else spoke)[..., None],
+        seen[..., None],
+    ]
+    return np.concatenate(parts, axis=-1, dtype=np.float32)
 
 
 # --- all tiles
@@ -256,7 +280,7 @@ class Mosaic:
         """The result from top to bottom."""
         scale, channels = self._bundle.config.scale, self._source.channels
         gives = system_of(self._bundle.config).gives
-        joined = cutting.joined(self._plan.tiles, self._rows(), scale)
+        joined = cutting.joined(self._plan.tiles, self._rows_done(), self._load, scale)
         for row, values in joined:
             yield Strip(
                 row,
@@ -266,20 +290,25 @@ class Mosaic:
                 values[..., -2] if "frames_per_pixel" in gives else None,
             )
 
-    def _rows(self) -> Iterator[Sequence[np.ndarray]]:
-        """Tiles by rows, each as of `_side_by_side`."""
-        numbers = self._plan.tiles.numbers
-        across = len(self._plan.tiles.columns.starts)
-        done = self._in_order(numbers)
-        for _ in range(len(self._plan.tiles.rows.starts)):
-            row = []
-            for _, arrays in zip(range(across), done):
-                self._shares += arrays["shares"]
-                row.append(_side_by_side(arrays))
-            yield row
+    def _load(self, number: tuple[int, int]) -> np.ndarray:
+        return self._store.load(_name(number))
 
-    def _in_order(self, numbers: Sequence[tuple[int, int]]) -> Iterator[Arrays]:
-        """Tiles' arrays in order, as many computed at once as memory allows."""
+    def _rows_done(self) -> Iterator[None]:
+        """Goes on whenever one more row of tiles is done, and forgets those that nobody needs."""
+        tiles = self._plan.tiles
+        done = self._in_order(tiles.numbers)
+        across = range(len(tiles.columns.starts))
+        for row, start in enumerate(tiles.rows.starts):
+            for _, number in zip(across, done):
+                self._shares += self._store.load(_shares(number))
+            yield
+            for above in range(row):
+                if tiles.rows.starts[above] + tiles.rows.length <= start:
+                    for column in across:
+                        self._store.forget(_name((above, column)))
+
+    def _in_order(self, numbers: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """Tiles in order, as they are done; as many computed at once as memory allows."""
         waiting: deque[tuple[list[tuple[int, int]], Future[None]]] = deque()
         bar = tqdm(total=len(numbers), unit="tile", disable=not self._progress, leave=False)
         pool = ThreadPoolExecutor(self._at_once)
@@ -293,9 +322,8 @@ class Mosaic:
                 group, future = waiting.popleft()
                 future.result()
                 for number in group:
-                    yield self._store.load(_name(number))
-                    self._store.forget(_name(number))
                     bar.update()
+                    yield number
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             bar.close()
@@ -304,20 +332,23 @@ class Mosaic:
         """Tiles for all devices at once; those that there are already stay."""
         scale, parts = self._bundle.config.scale, {}
         for number in numbers:
-            if self._store.has(_name(number)):
+            if self._store.has(_name(number)) and self._store.has(_shares(number)):
                 continue
             rect = self._plan.tiles.rect(*number)
             part = _read_part(self._source, self._plan, rect, self._bundle.config.num_frames)
             if part is None:
-                nothing = _nothing(self._plan, rect, scale)
-                self._store.save(_name(number), nothing)
+                self._save(number, *_nothing(self._plan, rect, scale))
             else:
                 parts[number] = part
         if parts:
             stacks = [part.stack for part in parts.values()]
             results = super_resolve_parts(self._bundle, stacks, self._compute)
             for (number, part), result in zip(parts.items(), results):
-                self._store.save(_name(number), _arrays(part, result, self._plan, scale))
+                self._save(number, *_tile(part, result, self._plan, scale))
+
+    def _save(self, number: tuple[int, int], tile: np.ndarray, shares: np.ndarray) -> None:
+        self._store.save(_shares(number), shares)
+        self._store.save(_name(number), tile)
 
 
 def _name(number: tuple[int, int]) -> str:
@@ -325,11 +356,5 @@ def _name(number: tuple[int, int]) -> str:
     return f"tile-{row}-{column}"
 
 
-def _side_by_side(arrays: Arrays) -> np.ndarray:
-    """A tile's image, standard error, frames per pixel and validity: [side, side, 2C + 2]; zeros
-    where a system has none."""
-    image = arrays["image"]
-    error = arrays.get("standard_error", np.zeros_like(image))
-    spoke = arrays.get("frames_per_pixel", np.zeros(image.shape[:2], np.float32))
-    parts = [image, error, spoke[..., None], arrays["valid"][..., None]]
-    return np.concatenate(parts, axis=-1, dtype=np.float32)
+def _shares(number: tuple[int, int]) -> str:
+    return f"{_name(number)}-shares"

@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-
-Arrays = dict[str, np.ndarray]
 
 
 class Store(Protocol):
     """Arrays by name; each is there whole or not at all."""
 
     def has(self, name: str) -> bool: ...
-    def save(self, name: str, arrays: Arrays) -> None: ...
-    def load(self, name: str) -> Arrays: ...
+    def save(self, name: str, array: np.ndarray) -> None: ...
+    def load(self, name: str) -> np.ndarray:
+        """The array; of a file it is read where it is looked at."""
+        ...
+
     def forget(self, name: str) -> None:
         """Nobody will ask again in this run."""
         ...
@@ -30,15 +29,15 @@ class Memory:
     """For results that fit."""
 
     def __init__(self) -> None:
-        self._arrays: dict[str, Arrays] = {}
+        self._arrays: dict[str, np.ndarray] = {}
 
     def has(self, name: str) -> bool:
         return name in self._arrays
 
-    def save(self, name: str, arrays: Arrays) -> None:
-        self._arrays[name] = arrays
+    def save(self, name: str, array: np.ndarray) -> None:
+        self._arrays[name] = array
 
-    def load(self, name: str) -> Arrays:
+    def load(self, name: str) -> np.ndarray:
         return self._arrays[name]
 
     def forget(self, name: str) -> None:
@@ -67,7 +66,7 @@ class Folder:
             self._put("run.json", lambda file: file.write(told.encode()))
 
     def _place(self, name: str) -> Path:
-        return self._path / f"{name}.npz"
+        return self._path / f"{name}.npy"
 
     def _put(self, name: str, write: Any) -> None:
         aside = self._path / f".{name}.tmp"
@@ -81,16 +80,15 @@ class Folder:
             return False
         try:
             self.load(name)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+        except (OSError, ValueError, EOFError):
             return False
         return True
 
-    def save(self, name: str, arrays: Arrays) -> None:
-        self._put(f"{name}.npz", lambda file: np.savez(file, allow_pickle=False, **arrays))
+    def save(self, name: str, array: np.ndarray) -> None:
+        self._put(f"{name}.npy", lambda file: np.save(file, array, allow_pickle=False))
 
-    def load(self, name: str) -> Arrays:
-        with open(self._place(name), "rb") as file, np.load(file, allow_pickle=False) as loaded:
-            return {key: loaded[key] for key in loaded.files}
+    def load(self, name: str) -> np.ndarray:
+        return np.asarray(np.load(self._place(name), mmap_mode="r", allow_pickle=False))
 
     def forget(self, name: str) -> None:
         """Keeps it: a run that is killed later starts from there."""
@@ -98,7 +96,7 @@ class Folder:
     @property
     def begun(self) -> bool:
         """Whether an earlier run left results."""
-        return any(self._path.glob("*.npz"))
+        return any(self._path.glob("*.npy"))
 
     def sweep(self) -> None:
         """Removes all of it."""

@@ -6,7 +6,7 @@ part of each, which lacks its surroundings, has no say, and between them one fad
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from deepsum_jax.tiling.source import Rect
 SIDE = 128  # LR pixels
 MARGIN = 16  # LR pixels; two neighbours overlap by twice as many at least
 FADE = 12  # LR pixels in which one tile fades into the next
+_ROWS = 48  # HR pixels, that are joined at a time
 
 
 class Axis(NamedTuple):
@@ -80,35 +81,49 @@ def cut(height: int, width: int, side: int = SIDE, margin: int = MARGIN) -> Tile
 
 
 def joined(
-    tiles: Tiles, rows_of_tiles: Iterator[Sequence[np.ndarray]], scale: int
+    tiles: Tiles,
+    rows_done: Iterable[None],
+    tile: Callable[[tuple[int, int]], np.ndarray],
+    scale: int,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Tiles faded into each other: (first row, [rows, W, K]) from top to bottom, HR pixels.
 
     Args:
       tiles: how the grid was cut.
-      rows_of_tiles: for each row of tiles theirs, [side, side, K] each, HR pixels, finite.
+      rows_done: goes on whenever one more row of tiles is done.
+      tile: of (row, column) that are done, the tile [side, side, K], HR pixels, finite. Only some
+        of its rows are read at a time.
       scale: r.
     """
     starts = [scale * start for start in tiles.rows.starts]
-    left: np.ndarray | None = None  # what the row before still has to say
-    for number, row in enumerate(rows_of_tiles):
-        total = _row(tiles, row, number, scale)
-        if left is not None:
-            total[: len(left)] += left
-        # What the next row has a say in waits for it.
+    length = scale * tiles.rows.length
+    for number, _ in enumerate(rows_done):
+        # What the next row of tiles has a say in waits for it.
         last = number + 1 == len(starts)
-        done = len(total) if last else starts[number + 1] - starts[number]
-        yield starts[number], total[:done]
-        left = total[done:].copy()
+        end = starts[number] + length if last else starts[number + 1]
+        for top in range(starts[number], end, _ROWS):
+            bottom = min(top + _ROWS, end)
+            having = [n for n in range(number + 1) if starts[n] + length > top]
+            parts = [_part(tiles, n, slice(top, bottom), tile, scale) for n in having]
+            yield top, sum(parts[1:], start=parts[0])
 
 
-def _row(tiles: Tiles, row: Sequence[np.ndarray], number: int, scale: int) -> np.ndarray:
-    """A row of tiles times their say: [side, W, K]."""
+def _part(
+    tiles: Tiles, number: int, rows: slice, tile: Callable[[tuple[int, int]], np.ndarray],
+    scale: int,
+) -> np.ndarray:  # fmt: skip
+    """What a row of tiles says in some rows of the result, [rows, W, K]."""
+    begin = scale * tiles.rows.starts[number]
+    inner = slice(rows.start - begin, min(rows.stop - begin, scale * tiles.rows.length))
+    down = tiles.rows.profile(number, scale)[inner, None, None]
     width = scale * (tiles.columns.starts[-1] + tiles.columns.length)
-    down = tiles.rows.profile(number, scale)[:, None, None]
-    total = np.zeros((len(down), width, row[0].shape[-1]), np.float32)
-    for column, tile in enumerate(row):
-        begin = scale * tiles.columns.starts[column]
+    total: np.ndarray | None = None
+    for column, start in enumerate(tiles.columns.starts):
+        found = tile((number, column))
+        if total is None:
+            total = np.zeros((rows.stop - rows.start, width, found.shape[-1]), np.float32)
         across = tiles.columns.profile(column, scale)[None, :, None]
-        total[:, begin : begin + tile.shape[1]] += down * across * tile
+        there = slice(scale * start, scale * start + found.shape[1])
+        total[: len(down), there] += down * across * found[inner]
+    assert total is not None
     return total
