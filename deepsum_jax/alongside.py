@@ -156,10 +156,9 @@ def draw(
         np.stack([bicubic_upsample(band, scale) for band in np.moveaxis(seen, -1, 0)], axis=-1),
         image,
     ]
-    limits = [figures.stretch([panel[..., k] for panel in panels]) for k in range(len(chosen))]
+    low, high = figures.stretch(panels)  # of all colours together, so that grey stays grey
     about, of = "", ""
     if len(chosen) == 3:
-        low, high = np.transpose(limits)  # [3] each
         panels = [np.nan_to_num((panel - low) / (high - low), nan=1.0) for panel in panels]
         panels, of = [np.clip(panel, 0, 1) for panel in panels], ", mean of the colours"
     else:
@@ -169,4 +168,4 @@ def draw(
     sure = None
     if error is not None:
         sure = (f"standard error{of}", error[..., chosen].mean(axis=-1))
-    figures.save(figures.preview(shown, sure, limits[0], "raw units"), path)
+    figures.save(figures.preview(shown, sure, (low, high), "raw units"), path)

@@ -233,7 +233,6 @@ def test_what_accompanies() -> None:
     assert frames.dims == ("y", "x") and frames.name == "frames" and "band" not in frames.coords
 
 
-@pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
 @pytest.mark.parametrize("part", [slice(None), slice(4, 9)])
 def test_rioxarray_agrees(part: slice) -> None:
     """Also of a stack that was cut, which leaves the transform of the whole behind."""

@@ -233,11 +233,14 @@ def _provenance(
 def _draw(path: Path, source: RasterSource, plan: Plan, bundle: Bundle, crop: preview.Crop) -> None:
     from deepsum_jax import alongside  # and with it matplotlib, for those who draw
 
-    n = plan.reference
-    lr, masks = source.read(crop.part)
+    n, part = plan.reference, crop.part
+    lr, masks = source.read(part)
+    where = ""
+    if (part.height, part.width) != (source.height, source.width):
+        where = f"\n{part.height}×{part.width} pixels from row {part.row}, column {part.column}"
     alongside.draw(
         path, lr[n], masks[n], crop.image, crop.standard_error,
-        f"reference, {source.names[n]}",
+        f"reference, {source.names[n]}{where}",
         f"{system_of(bundle.config).label} ×{bundle.config.scale}",
         _drawn(source),
     )  # fmt: skip

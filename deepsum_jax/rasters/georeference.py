@@ -34,9 +34,10 @@ class Georeference:
 
     def finer(self, scale: int) -> Georeference:
         """The same area in pixels a `scale`-th as large."""
+        t = self.transform
         return dataclasses.replace(
             self,
-            transform=self.transform @ Affine.scale(1 / scale),
+            transform=Affine(t.a / scale, t.b / scale, t.c, t.d / scale, t.e / scale, t.f),
             height=scale * self.height,
             width=scale * self.width,
         )
