@@ -113,7 +113,7 @@ def save_params(path: str | os.PathLike[str], bundle: Bundle) -> None:
         if bundle.params:  # orbax keeps no empty tree
             trees.write(aside / "params", bundle.params)
         described = {**_describe(bundle), "params_sha256": files.digest(aside / "params")}
-        files.write_json(aside / "bundle.json", described, signed=True)
+        files.write_signed(aside / "bundle.json", described)
 
 
 def read_step(path: Path) -> int:
@@ -185,7 +185,7 @@ def find_bundle(path: str | os.PathLike[str], scale: int | None = None) -> Path:
 def _read_description(folder: Path) -> tuple[ModelConfig, BundleInfo, str | None]:
     """Configuration, origin, and the digest of the parameters' files."""
     where = folder / "bundle.json"
-    described = files.read_json(where)
+    described, damage = files.read_signed(where)
     if not isinstance(described, dict) or not isinstance(described.get("format"), int):
         raise ValueError(  # noqa: TRY004 (the file is wrong, not its type)
             f"{where}: found no format number, expected a bundle description"
@@ -208,6 +208,8 @@ def _read_description(folder: Path) -> tuple[ModelConfig, BundleInfo, str | None
         info = BundleInfo.from_dict({k: v for k, v in described.items() if k in known})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+    if damage is not None:
+        raise ValueError(damage)
     return config, info, described.get("params_sha256")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 SUMS = "SHA256SUMS"  # of a folder, as `sha256sum -c` reads them
+_SUM = re.compile(rb"([0-9a-f]{64})  (.+)")
 _SIGNATURE, _UNSIGNED = "file_sha256", "0" * 64  # of JSON: over its bytes, with zeros in its place
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,9})\.(?P<kind>tmp|old)")
 
@@ -224,52 +225,48 @@ def _digests(folder: Path) -> Iterator[tuple[str, str]]:
 def write_sums(folder: Path) -> None:
     """Writes the digests of a folder's files into it, which is then complete."""
     lines = [f"{one}  {name}\n" for name, one in _digests(folder)]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    (folder / SUMS).write_bytes(os.fsencode("".join(lines)))
 
 
 def fault_of_sums(folder: Path) -> str | None:
     """What is not as it was when the digests were written, in words that name the file; None where
-    nothing is.
+    nothing is. Files that came later are no fault.
 
     Raises:
       FileNotFoundError: no digests there.
     """
-    stored = (folder / SUMS).read_bytes()
-    found = {name: f"{one}  {name}\n" for name, one in _digests(folder) if name != SUMS}
-    if "".join(found.values()).encode() == stored:
-        return None
-    wanted = stored.decode(errors="replace").splitlines(keepends=True)
-    names = [line[66:].rstrip("\n") for line in wanted]
-    for name, line in zip(names, wanted):
-        if name in found and found[name] != line:
+    *lines, rest = (folder / SUMS).read_bytes().split(b"\n")
+    for line in [*lines, rest] if rest or not lines else lines:
+        match = _SUM.fullmatch(line)
+        if match is None:
+            return f"{SUMS} has other bytes than were written"
+        name = os.fsdecode(match[2])
+        if not (folder / name).is_file():
+            return f"{name!r} is missing"
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != match[1].decode():
             return f"{name} has other bytes than were written"
-    missing = [name for name in names if name not in found]
-    if missing and not set(found) - set(names):
-        return f"{missing[0]} is missing"
-    return f"{[*missing, *sorted(set(found) - set(names)), SUMS][0]!r} is not what was written"
+    return None
 
 
 def _json_text(data: Any) -> str:
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
-def write_json(path: str | os.PathLike[str], data: Any, signed: bool = False) -> None:
-    """Writes indented JSON.
-
-    Args:
-      path: the file.
-      data: what it says.
-      signed: with a digest of its own, by which `read_json` notices damage; of dicts.
-
-    Raises:
-      ValueError: NaN or infinity, which JSON has no words for.
-    """
-    if signed:
-        text = _json_text({**data, _SIGNATURE: _UNSIGNED})
-        data = {**data, _SIGNATURE: hashlib.sha256(text.encode()).hexdigest()}
-    text = _json_text(data)
+def write_json(path: str | os.PathLike[str], data: Any) -> None:
+    """Writes indented JSON. Raises ValueError for NaN and infinity, which JSON has no words for."""
     with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(_json_text(data), encoding="utf-8")
+
+
+def write_signed(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
+    """Writes JSON, as `write_json`, with a digest of its own by which damage is noticed."""
+    text = _json_text({**data, _SIGNATURE: _UNSIGNED})
+    write_json(path, {**data, _SIGNATURE: hashlib.sha256(text.encode()).hexdigest()})
+
+
+def _signs(key: str) -> bool:
+    """Whether a key is that of a signature, or was but for one damaged character."""
+    return len(key) == len(_SIGNATURE) and sum(map(str.__ne__, key, _SIGNATURE)) < 2
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -279,18 +276,27 @@ def read_json(path: str | os.PathLike[str]) -> Any:
       FileNotFoundError: no such file.
       ValueError: one that holds no JSON, or other than was signed; it names the file.
     """
+    data, fault = read_signed(path)
+    if fault is not None:
+        raise ValueError(fault)
+    return data
+
+
+def read_signed(path: str | os.PathLike[str]) -> tuple[Any, str | None]:
+    """As `read_json`, and what to say where it holds other than was signed: whoever can tell what
+    is wrong in it says that first."""
     stored = Path(path).read_bytes()
     try:
         data = json.loads(stored.decode())
     except (ValueError, RecursionError) as error:  # of JSON, of its numbers, of UTF-8
         raise ValueError(f"{path}: expected JSON, found {error}") from None
-    if not isinstance(data, dict) or _SIGNATURE not in data:
-        return data
-    signature = str(data.pop(_SIGNATURE))
+    if not isinstance(data, dict) or not any(map(_signs, data)):
+        return data, None
+    signature = str(data.pop(_SIGNATURE, ""))
     unsigned = stored.replace(signature.encode(), _UNSIGNED.encode())
-    if signature != hashlib.sha256(unsigned).hexdigest():
-        raise ValueError(
-            f"{path}: found other contents than were written, damaged or edited; expected those of "
-            f"its {_SIGNATURE} (take that line away to keep an edit)"
-        )
-    return data
+    if signature == hashlib.sha256(unsigned).hexdigest():
+        return data, None
+    return data, (
+        f"{path}: found other contents than were written, damaged or edited; expected those of its "
+        f"{_SIGNATURE} (take that line away to keep an edit)"
+    )
