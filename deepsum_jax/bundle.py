@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import os
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsum_jax import files
+from deepsum_jax import files, trees
 from deepsum_jax.config import ModelConfig, Section
 from deepsum_jax.pretrained import DEFAULT, is_default, shipped
 from deepsum_jax.systems.system import Params
@@ -82,18 +81,6 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _digest(folder: Path) -> str:
-    """SHA-256 over the names and bytes of a folder's files.
-
-    orbax itself lets some damage pass, and reports other in many lines.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
 def save_params(path: str | os.PathLike[str], bundle: Bundle) -> None:
     """Writes a bundle as a folder, aside and then renamed.
 
@@ -121,15 +108,12 @@ def save_params(path: str | os.PathLike[str], bundle: Bundle) -> None:
     path = Path(os.path.abspath(path))
     if path.exists() and not (path / "bundle.json").is_file() and not _is_empty_folder(path):
         raise ValueError(f"{path}: exists and is not a parameter bundle; not overwritten")
-    import orbax.checkpoint as ocp  # half a second, for those who read or write parameters
-
     with files.written_aside(path) as aside:
         aside.mkdir()
         if bundle.params:  # orbax keeps no empty tree
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(aside / "params", jax.tree.map(np.asarray, bundle.params))
-        described = {**_describe(bundle), "params_sha256": _digest(aside / "params")}
-        files.write_json(aside / "bundle.json", described)
+            trees.write(aside / "params", bundle.params)
+        described = {**_describe(bundle), "params_sha256": files.digest(aside / "params")}
+        files.write_signed(aside / "bundle.json", described)
 
 
 def read_step(path: Path) -> int:
@@ -144,7 +128,7 @@ def params_digest(path: str | os.PathLike[str]) -> str:
       path: as for `load_params`.
     """
     folder = find_bundle(path)
-    return _read_description(folder)[2] or _digest(folder / "params")
+    return _read_description(folder)[2] or files.digest(folder / "params")
 
 
 def fault_of(params: Params) -> str | None:
@@ -201,7 +185,7 @@ def find_bundle(path: str | os.PathLike[str], scale: int | None = None) -> Path:
 def _read_description(folder: Path) -> tuple[ModelConfig, BundleInfo, str | None]:
     """Configuration, origin, and the digest of the parameters' files."""
     where = folder / "bundle.json"
-    described = files.read_json(where)
+    described, damage = files.read_signed(where)
     if not isinstance(described, dict) or not isinstance(described.get("format"), int):
         raise ValueError(  # noqa: TRY004 (the file is wrong, not its type)
             f"{where}: found no format number, expected a bundle description"
@@ -224,6 +208,8 @@ def _read_description(folder: Path) -> tuple[ModelConfig, BundleInfo, str | None
         info = BundleInfo.from_dict({k: v for k, v in described.items() if k in known})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+    if damage is not None:
+        raise ValueError(damage)
     return config, info, described.get("params_sha256")
 
 
@@ -252,29 +238,15 @@ def load_params(path: str | os.PathLike[str] = DEFAULT, *, scale: int | None = N
     return Bundle(params, config, info)
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:99]
-
-
 def _restore(path: Path, digest: str | None) -> Params:
     if not path.is_dir():
         raise ValueError(f"{path}: found no folder, expected orbax parameters")
-    if digest is not None and digest != _digest(path):
+    if digest is not None and digest != files.digest(path):
         raise ValueError(
             f"{path}: found other files than were saved, damaged or incomplete; expected those "
             "whose digest is in bundle.json (copy the bundle again)"
         )
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            metadata = checkpointer.metadata(path).item_metadata
-            tree = getattr(metadata, "tree", metadata)
-            target = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
-            return checkpointer.restore(path, target)
-        except Exception as error:  # noqa: BLE001 (orbax raises many kinds for damaged files)
-            reason = first_line(error)
-            raise ValueError(f"{path}: cannot be read as orbax parameters ({reason})") from None
+    return trees.read(path)
 
 
 def _check_params(params: Params, config: ModelConfig, folder: Path) -> None:

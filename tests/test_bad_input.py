@@ -325,15 +325,15 @@ def test_workdir_of_another_run(
 
 
 def newer(bundle: Path) -> None:
-    described = json.loads((bundle / "bundle.json").read_text())
+    described = files.read_json(bundle / "bundle.json")
     described.update(format=99, package_version="7.0")
-    (bundle / "bundle.json").write_text(json.dumps(described))
+    files.write_json(bundle / "bundle.json", described)
 
 
 def unknown_field(bundle: Path) -> None:
-    described = json.loads((bundle / "bundle.json").read_text())
+    described = files.read_json(bundle / "bundle.json")
     described["model"]["featuers"] = 4
-    (bundle / "bundle.json").write_text(json.dumps(described))
+    files.write_json(bundle / "bundle.json", described)
 
 
 def no_json(bundle: Path) -> None:
@@ -345,9 +345,9 @@ def no_description(bundle: Path) -> None:
 
 
 def other_shapes(bundle: Path) -> None:
-    described = json.loads((bundle / "bundle.json").read_text())
+    described = files.read_json(bundle / "bundle.json")
     described["model"]["features"] = 8
-    (bundle / "bundle.json").write_text(json.dumps(described))
+    files.write_json(bundle / "bundle.json", described)
 
 
 def largest_file(bundle: Path) -> Path:
@@ -433,11 +433,11 @@ def test_bundle_is_not_written_over_something_else(root: Path) -> None:
 def test_damaged_training_state(tmp_path: Path) -> None:
     state = {"weights": np.arange(8.0)}
     keeper = StateKeeper(tmp_path)
-    keeper.save(4, state, {"best": None})
+    keeper.save(4, state, {"data": {}, "best": None})
     keeper.close()
     cut_short(max((tmp_path / "4" / "state").rglob("_METADATA"), key=os.path.getsize))
     keeper = StateKeeper(tmp_path)
-    with pytest.raises(ValueError, match=r"4: cannot be read as a training state .*remove it"):
+    with pytest.raises(ValueError, match=r"4: is damaged \(state/_METADATA .*; remove "):
         keeper.restore(state)
     keeper.close()
 

@@ -298,7 +298,7 @@ def test_damage_without_a_digest_is_one_line(bundle: Path) -> None:
     edit(bundle, params_sha256=None)
     assert bits(load_params(bundle).params) == bits(random_bundle().params)
     (bundle / "params" / "_METADATA").write_text("{")
-    with pytest.raises(ValueError, match=r"cannot be read as orbax parameters") as caught:
+    with pytest.raises(ValueError, match=r"params: cannot be read as orbax arrays") as caught:
         load_params(bundle)
     assert "\n" not in str(caught.value)
 
@@ -381,7 +381,7 @@ def test_an_empty_folder_and_a_bundle_are_replaced(tmp_path: Path, bundle: Path)
 
 
 def fail_in_orbax(patch: pytest.MonkeyPatch, target: Path) -> None:
-    def save(self: Any, path: Any, *_: Any) -> None:
+    def save(self: Any, path: Any, *_: Any, **__: Any) -> None:
         Path(path).mkdir()
         (Path(path) / "half").write_text("")
         raise OSError(28, "No space left on device")
@@ -406,13 +406,14 @@ def fail_in_last_rename(patch: pytest.MonkeyPatch, target: Path) -> None:
         replace(source, destination)
 
     patch.setattr(os, "replace", failing)
+    patch.setattr(files, "_exchange", lambda *_: False)
 
 
 def interrupted(patch: pytest.MonkeyPatch, target: Path) -> None:
     def digest(folder: Path) -> str:
         raise KeyboardInterrupt
 
-    patch.setattr(bundles, "_digest", digest)
+    patch.setattr(files, "digest", digest)
 
 
 @pytest.mark.parametrize(

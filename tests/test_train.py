@@ -19,7 +19,7 @@ import pytest
 from helpers import FAST
 from PIL import Image
 
-from deepsum_jax import load_params, predict, train
+from deepsum_jax import files, load_params, predict, train
 from deepsum_jax.bundle import params_digest
 from deepsum_jax.config import TrainConfig, override, preset
 from deepsum_jax.data import kelvins
@@ -100,12 +100,12 @@ def test_killed_training_resumes_bit_for_bit(tmp_path: Path) -> None:
         assert _bits(broken / place) == _bits(whole / place), (place, moments)
     for stage in ("sisrnet", "regnet", "deepsum"):
         assert _steps(broken, stage) == list(range(1, 15)), ("a step is told once", moments)
-    stored = TrainConfig.from_dict(json.loads((whole / "config.json").read_text()))
+    stored = TrainConfig.from_dict(files.read_json(whole / "config.json"))
     assert stored == override(TINY, SETTINGS)
-    about = json.loads((whole / "data.json").read_text())
-    assert about["root"] == "data" and about == json.loads((broken / "data.json").read_text())
+    about = files.read_json(whole / "data.json")
+    assert about["root"] == "data" and about == files.read_json(broken / "data.json")
     run_there = {"stages": ["sisrnet", "regnet", "deepsum"], "init": None}
-    assert json.loads((whole / "run.json").read_text()) == run_there
+    assert files.read_json(whole / "run.json") == run_there
     with Image.open(whole / "panel.png") as panel:
         pixels = np.asarray(panel.convert("L"))
     assert min(pixels.shape) > 200 and len(np.unique(pixels)) > 50

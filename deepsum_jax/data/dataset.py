@@ -5,9 +5,10 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import hashlib
+import io
 import json
 import os
-import zipfile
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from deepsum_jax.data.aligned import Align, Aligned
 from deepsum_jax.data.prepare import PreparedScene, SceneSkipped, prepare_scene
 from deepsum_jax.data.resample import upsample
 
-_CACHE_FORMAT = 6
+_CACHE_FORMAT = 7
+_DIGEST = hashlib.sha256().digest_size  # bytes
 # Settings of `DataConfig` that do not change how a scene is prepared.
 _NOT_OF_SCENES = (
     "workers", "cache", "augment", "clouded_shifts", "normalization", "band", "ground",
@@ -112,16 +114,16 @@ def _cached(
     if path is not None and path.exists():
         try:
             return print_, _read_cached(path)
-        except Exception:  # noqa: BLE001 (not ours, or damaged on disk: prepare anew)
-            path.unlink(missing_ok=True)
+        except Exception:  # noqa: BLE001 (whatever numpy raises for what is not ours)
+            print(f"note: {path}: is damaged; {folder.name} is prepared anew", file=sys.stderr)
+            files.remove(path)
     result: PreparedScene | str
     try:
         result = prepare_scene(kelvins.read_scene(folder), model, data, align)
     except SceneSkipped as skipped:
         result = str(skipped)
     if path is not None:
-        with files.written_aside(path) as aside, open(aside, "wb") as file:
-            np.savez(file, **_to_arrays(result))
+        _write_cached(path, result)
     return print_, result
 
 
@@ -131,12 +133,22 @@ def _given_reference(folder: Path, data: DataConfig) -> str:
     return path.read_text(errors="replace") if data.reference == "given" and path.exists() else ""
 
 
+def _write_cached(path: Path, result: PreparedScene | str) -> None:
+    """Arrays (.npz), and their digest behind them: zip files check less than all of their bytes."""
+    arrays = io.BytesIO()
+    np.savez(arrays, **_to_arrays(result))
+    with files.written_aside(path) as aside:
+        aside.write_bytes(arrays.getbuffer())
+        with open(aside, "ab") as file:
+            file.write(hashlib.sha256(arrays.getbuffer()).digest())
+
+
 def _read_cached(path: Path) -> PreparedScene | str:
-    with open(path, "rb") as file:
-        if zipfile.ZipFile(file).testzip() is not None:  # numpy does not check all of a member
-            raise zipfile.BadZipFile(path)
-        file.seek(0)
-        return _from_arrays(np.load(file))
+    stored = memoryview(path.read_bytes())
+    arrays, digest = stored[:-_DIGEST], stored[-_DIGEST:]
+    if hashlib.sha256(arrays).digest() != digest:
+        raise ValueError(f"{path}: found other bytes than were written")
+    return _from_arrays(np.load(io.BytesIO(arrays)))
 
 
 def _to_arrays(result: PreparedScene | str) -> dict[str, Any]:

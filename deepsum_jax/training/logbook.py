@@ -5,12 +5,29 @@ from __future__ import annotations
 import json
 import math
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deepsum_jax import files
+
+
+def _is_record(line: bytes) -> bool:
+    """Whether a line is a record as it was written; those of earlier versions have no checksum."""
+    told, separator, checksum = line.rpartition(b', "crc32": ')
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    if not line.endswith(b"}\n") or (separator and checksum != b"%d}\n" % zlib.crc32(told)):
+        return False
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("stage"), str)
+        and isinstance(record.get("step"), int)
+    )
 
 
 class Logbook:
@@ -26,6 +43,7 @@ class Logbook:
         self._board: Any = None
         if not active:
             return
+        self._mend()
         try:
             from tensorboardX import SummaryWriter
 
@@ -42,24 +60,38 @@ class Logbook:
         if not self.active or not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text().splitlines(keepends=True):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the last line of a run that was killed while writing it
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            record = json.loads(line)
             if record["stage"] in later or (record["stage"] == stage and record["step"] > step):
                 continue
             kept.append(line)
+        self._write(kept)
+
+    def _write(self, lines: list[bytes]) -> None:
         with files.written_aside(self.path) as aside:
-            aside.write_text("".join(kept))
+            aside.write_bytes(b"".join(lines))
+
+    def _mend(self) -> None:
+        """Leaves out what is no record; but for the end of a killed run, it says so."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if _is_record(line)]
+        cut = bool(lines) and not lines[-1].endswith(b"\n")
+        if len(kept) + cut < len(lines):
+            lost = len(lines) - len(kept) - cut
+            print(f"note: {self.path}: is damaged; left out {lost} of its lines", file=sys.stderr)
+        if len(kept) < len(lines):
+            self._write(kept)
 
     def scalars(self, stage: str, step: int, values: dict[str, float]) -> None:
         """One record: {"stage", "step", name: value …}; what is not finite becomes null."""
         if not self.active:
             return
         plain = {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
+        told = json.dumps({"stage": stage, "step": step, **plain})[:-1]
         with open(self.path, "a") as file:
-            file.write(json.dumps({"stage": stage, "step": step, **plain}) + "\n")
+            file.write(f'{told}, "crc32": {zlib.crc32(told.encode())}}}\n')
         if self._board is not None:
             for key, value in values.items():
                 self._board.add_scalar(f"{stage}/{key}", value, step)

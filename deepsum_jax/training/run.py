@@ -24,10 +24,18 @@ from deepsum_jax.training.owner import owned
 def simulated_scenes(config: TrainConfig, folder: Path) -> Path:
     """The simulated scenes of a run without data, made once into its working directory."""
     place = workdir.own_data(folder)
+    if (place / files.SUMS).exists():
+        fault = files.fault_of_sums(place)
+        if fault is not None:
+            raise ValueError(
+                f"{place}: is damaged ({fault}); remove it, and the same scenes are made anew"
+            )
     if not place.exists():
         simulation = dataclasses.replace(config.simulation, scale=config.model.scale)
         changing = ChangingGround() if config.data.ground == "changing" else None
-        write_dataset(place, simulation, changing=changing)
+        with files.written_aside(place) as aside:
+            write_dataset(aside, simulation, changing=changing)
+            files.write_sums(aside)
     return place
 
 
@@ -80,6 +88,8 @@ def _train(
     report: bool,
 ) -> Bundle:
     """`train` in a working directory that nobody else trains in."""
+    if parallel.is_first_process():
+        workdir.sweep(folder)
     workdir.check_config(folder, config)
     workdir.check_longer(folder, config)
     start = workdir.choose_start(folder, init, config.model)

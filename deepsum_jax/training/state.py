@@ -1,16 +1,28 @@
-"""Training states on disk: resumable, by step, each with its position in the data (orbax)."""
+"""Training states on disk: resumable, by step, each with its position in the data and digests.
+
+A state is a folder: `state/` (orbax), `position/metadata` (JSON) and `SHA256SUMS`, without which
+none is complete but those of earlier versions.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
+import json
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from deepsum_jax.bundle import first_line
+from deepsum_jax import files, trees
+from deepsum_jax.training import parallel
+
+_POSITION = "position/metadata"
+_EARLIER = "_CHECKPOINT_METADATA"  # of a state that orbax alone wrote, without digests
+_LEFT = ".orbax-checkpoint-tmp"  # of one that it had not completed
 
 
 class StateKeeper:
@@ -21,49 +33,105 @@ class StateKeeper:
     """
 
     def __init__(self, folder: Path) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-        self._manager = ocp.CheckpointManager(os.path.abspath(folder), options=options)
+        self._folder = Path(os.path.abspath(folder))
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, "states")
+        self._writing: concurrent.futures.Future[None] | None = None
 
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
-        """Saves in the background; what is being written counts only once it is complete."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
-            ),
-        )
+        """Saves in the background; what is being written counts only once it is complete.
+
+        Signals and errors of the caller do not reach what is being written.
+
+        Raises:
+          OSError: the state before could not be written.
+        """
+        self._wait()
+        if parallel.is_first_process():
+            copied = jax.tree.map(np.array, state)
+            self._writing = self._writer.submit(self._write, step, copied, position)
+
+    def _write(self, step: int, state: Any, position: dict[str, Any]) -> None:
+        with files.written_aside(self._folder / str(step)) as aside:
+            aside.mkdir()
+            trees.write(aside / "state", state)
+            (aside / _POSITION).parent.mkdir()
+            (aside / _POSITION).write_text(json.dumps(position, allow_nan=False))
+            files.write_sums(aside)
+        # Later ones are those that a damaged or unwanted end of the training left.
+        earlier = [other for other in self._steps() if other < step]
+        for other in self._steps():
+            if other not in (step, *earlier[-1:]):
+                files.remove(self._folder / str(other))
+
+    def _steps(self) -> list[int]:
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdecimal())
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest complete state as numpy arrays, and its position; None if there is none.
+        """The newest intact state as numpy arrays, and its position; None if there is none at all.
+
+        Says which states are passed over, since they are damaged.
 
         Args:
           like: a state of the same structure.
 
         Raises:
-          ValueError: damaged files, or a state of another structure.
+          ValueError: all are damaged, or of another structure.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore()
-        )
-        try:
-            restored = self._manager.restore(step, args=args)
-        except Exception as error:  # noqa: BLE001 (orbax raises many kinds for damaged files)
-            folder = self._manager.directory / str(step)
+        faults: list[str] = []
+        for step in reversed(self._steps()):
+            try:
+                state, position = self._read(self._folder / str(step), like)
+            except (ValueError, OSError) as error:
+                faults.append(" ".join(str(error).split()))
+                continue
+            if faults:
+                print(f"note: {'; '.join(faults)}: going on from step {step}", file=sys.stderr)
+            return state, position
+        if faults:
             raise ValueError(
-                f"{folder}: cannot be read as a training state ({first_line(error)}); remove it "
-                "to go on from the state before"
-            ) from None
-        shapes = [jax.tree.map(np.shape, tree) for tree in (restored.state, like)]
-        if shapes[0] != shapes[1]:
-            folder = self._manager.directory / str(step)
-            raise ValueError(f"{folder}: found a state of other shapes than this training's")
-        return restored.state, restored.position
+                f"{faults[0]}{', and no state before it is intact' if faults[1:] else ''}; remove "
+                f"{self._folder} to begin the stage anew"
+            )
+        return None
+
+    def _read(self, folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
+        if (folder / files.SUMS).exists() or not (folder / _EARLIER).exists():
+            try:
+                fault = files.fault_of_sums(folder)
+            except FileNotFoundError:
+                fault = f"{files.SUMS} is missing"
+            if fault is not None:
+                raise ValueError(f"{folder}: is damaged ({fault})")
+        try:
+            state = trees.read(folder / "state", like)
+            position = files.read_json(folder / _POSITION)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{folder}: cannot be read as a training state ({error})") from None
+        if not isinstance(position, dict) or "data" not in position:
+            raise ValueError(f"{folder / _POSITION}: found no position in the data")
+        return state, position
+
+    def sweep(self) -> None:
+        """Removes what killed processes left half written."""
+        files.sweep(self._folder)
+        if self._folder.is_dir():
+            for left in self._folder.glob(f"*{_LEFT}"):
+                shutil.rmtree(left)
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for what is being written.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        try:
+            self._wait()
+        finally:
+            self._writer.shutdown()

@@ -139,9 +139,14 @@ def _read_run(workdir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     run = files.read_json(path)
-    if not isinstance(run, dict) or not isinstance(run.get("stages"), list):
-        raise ValueError(  # noqa: TRY004 (one kind of error for a wrong file)
-            f"{path}: found no list of stages, expected what this run consists of"
+    names = run.get("stages") if isinstance(run, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: found no list of stages, expected what this run consists of")
+    start = run.get("init")
+    wanted = [start.get(key) for key in ("path", "digest")] if isinstance(start, dict) else [start]
+    if start is not None and not all(isinstance(one, str) for one in wanted):
+        raise ValueError(
+            f"{path}: found no path and digest in init, expected what this run began with"
         )
     return run
 
@@ -190,6 +195,12 @@ def _needed(config: TrainConfig, start: Start | None) -> list[str]:
         if stage is plan[-1] or not (supplied or pretrained):
             wanted.append(stage.name)
     return [name for name in wanted if getattr(config, name).steps]
+
+
+def sweep(workdir: Path) -> None:
+    """Removes what killed processes left half written."""
+    for place in (workdir, workdir / "cache", *(workdir / stage for stage in stages.NAMES)):
+        files.sweep(place)
 
 
 def has_begun(workdir: Path, stage: str) -> bool:
@@ -278,13 +289,13 @@ def write_run(
     workdir: Path, config: TrainConfig, chosen: Sequence[Stage], start: Start | None
 ) -> None:
     """Keeps what the run is, so that a bare `--workdir` goes on with it."""
-    files.write_json(workdir / "config.json", config.to_dict())
+    files.write_signed(workdir / "config.json", config.to_dict())
     init = None
     if start is not None:
         shipped = pretrained.is_default(start.path)
         path = start.path if shipped else os.path.abspath(start.path)
         init = {"path": path, "digest": start.digest}
-    files.write_json(workdir / "run.json", {"stages": [s.name for s in chosen], "init": init})
+    files.write_signed(workdir / "run.json", {"stages": [s.name for s in chosen], "init": init})
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -342,4 +353,4 @@ def keep_data(workdir: Path, root: Path, dataset: Dataset, write: bool) -> None:
                 f"{workdir}: belongs to other data ({root_there}); use another --workdir"
             )
     if write:
-        files.write_json(path, about)
+        files.write_signed(path, about)
