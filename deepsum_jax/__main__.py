@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "scores on scenes with HR, beside the honest alternatives",
     "simulate": "scenes with known shifts, to try things on",
     "submit": "the Kelvins challenge's test scenes as one zip",
+    "export": "a system as one file that JAX alone runs, on CPU, GPU and TPU",
     "check": "whether a zip can be handed in",
     "tf_import": "the authors' TensorFlow weights as a parameter bundle",
 }

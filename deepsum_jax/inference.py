@@ -15,6 +15,7 @@ import numpy as np
 from deepsum_jax.bundle import Bundle
 from deepsum_jax.config import Compute
 from deepsum_jax.data.serving import Chosen, choose_frames
+from deepsum_jax.radiometry import Radiometry
 from deepsum_jax.systems.ensemble import self_ensemble
 from deepsum_jax.systems.system import Stack, SuperResolved
 from deepsum_jax.systems.table import system_of
@@ -68,17 +69,27 @@ def super_resolve(bundle: Bundle, stack: Stack, compute: Compute = Compute()) ->
 
 
 def super_resolve_bands(
-    bundle: Bundle, stack: Stack, compute: Compute = Compute()
+    bundle: Bundle, stack: Stack, compute: Compute = Compute(), units: Radiometry | None = None
 ) -> SuperResolved:
     """The same of a stack of any bands: together where the bundle's are as many, else one by one,
-    each with the bundle's only one."""
-    return super_resolve_parts(bundle, [stack], compute)[0]
+    each with the bundle's only one.
+
+    Args:
+      units: what brings the stack into training's units, if it is to be.
+    """
+    return super_resolve_parts(bundle, [stack], compute, units)[0]
 
 
 def super_resolve_parts(
-    bundle: Bundle, parts: Sequence[Stack], compute: Compute = Compute()
+    bundle: Bundle,
+    parts: Sequence[Stack],
+    compute: Compute = Compute(),
+    units: Radiometry | None = None,
 ) -> list[SuperResolved]:
     """The same of parts of one size of a large stack, over all devices where the system can."""
+    if units is not None:
+        there = [units.there(part) for part in parts]
+        return [units.back(result) for result in super_resolve_parts(bundle, there, compute)]
     count = parts[0].lr.shape[-1]
     if bundle.config.channels == count:
         return _each(bundle, parts, compute)

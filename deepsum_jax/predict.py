@@ -25,6 +25,7 @@ from deepsum_jax.data.scene import check_stack, with_channels
 from deepsum_jax.data.stackfile import check_output, read_input, write_output
 from deepsum_jax.inference import check_predictor
 from deepsum_jax.prediction import Prediction, prediction_of
+from deepsum_jax.radiometry import Normalize
 from deepsum_jax.rasters import options, xarrays
 from deepsum_jax.tiling.source import ArraySource
 
@@ -38,6 +39,7 @@ def predict(
     reference: int | str | None = ...,
     return_details: Literal[False] = ...,
     max_frames: int | None = ...,
+    normalize: Normalize | None = ...,
     compute: Compute = ...,
 ) -> np.ndarray: ...
 
@@ -51,6 +53,7 @@ def predict(
     reference: int | str | None = ...,
     return_details: Literal[True],
     max_frames: int | None = ...,
+    normalize: Normalize | None = ...,
     compute: Compute = ...,
 ) -> Prediction: ...
 
@@ -63,6 +66,7 @@ def predict(
     reference: int | str | None = None,
     return_details: bool = False,
     max_frames: int | None = None,
+    normalize: Normalize | None = None,
     compute: Compute = Compute(),
 ) -> np.ndarray | Prediction:
     """Super-resolves a stack of images of one place.
@@ -90,6 +94,8 @@ def predict(
       return_details: return a `Prediction` instead of the image alone.
       max_frames: how many of the clearest frames to use at most; 1 uses the reference alone. By
         default 15, or the network's N if that is more.
+      normalize: for systems that carry their training's normalisation: "stack" maps each band's
+        mean and deviation onto training's and the image back. None takes the stack as it is.
       compute: what to compute with: dtype, precision, formulation of the operators; and whether
         to take the mean over flips and quarter turns, at eight times the cost.
 
@@ -116,12 +122,12 @@ def predict(
         order = [int(n) for n in labelled.order]
         if isinstance(reference, (int, np.integer)) and reference in order:
             reference = order.index(int(reference))
-        result, valid = prediction_of(labelled, params, reference, max_frames, compute)
+        result, valid = prediction_of(labelled, params, reference, max_frames, normalize, compute)
         result = _labelled(stack, result, valid, params.config.scale, order)
     else:
         lr, clear = check_stack(stack, masks)
         source = ArraySource(with_channels(lr, 3), clear)
-        result, _ = prediction_of(source, params, reference, max_frames, compute)
+        result, _ = prediction_of(source, params, reference, max_frames, normalize, compute)
         if lr.ndim == 3:
             error = result.standard_error
             result = dataclasses.replace(
@@ -218,6 +224,12 @@ def parser() -> argparse.ArgumentParser:
         help=f"use at most the M clearest frames (default: {MAX_FRAMES}, or as many as the "
         "network takes); 1 uses the reference alone",
     )
+    p.add_argument(
+        "--normalize",
+        choices=("stack",),
+        help="for parameters that go with their training's units: map each band's mean and "
+        "deviation onto training's, and the image back; the default needs none",
+    )
     alongside.add_arguments(p)
     options.add_arguments(p)
     return p
@@ -265,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         reference=reference,
         return_details=True,
         max_frames=args.max_frames,
+        normalize=args.normalize,
         compute=chosen_compute(args),
     )
     write_output(args.output, result.image)

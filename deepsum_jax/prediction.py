@@ -8,13 +8,13 @@ import warnings
 import numpy as np
 
 from deepsum_jax.bundle import Bundle
-from deepsum_jax.config import Compute, ModelConfig
+from deepsum_jax.config import Compute
 from deepsum_jax.data.doubts import doubts
 from deepsum_jax.data.resample import nearest_upsample
 from deepsum_jax.data.scene import check_stack
 from deepsum_jax.inference import frames_in_use, super_resolve_bands
+from deepsum_jax.radiometry import Normalize, radiometry
 from deepsum_jax.systems.system import Stack
-from deepsum_jax.systems.table import system_of
 from deepsum_jax.tiling.mosaic import Mosaic, make_plan
 from deepsum_jax.tiling.overview import WHOLE
 from deepsum_jax.tiling.source import Rect, Source
@@ -52,27 +52,9 @@ def _reference_index(reference: int | str | None, frames: int, rule: str) -> int
     )
 
 
-def _warn_if_unlike_training(lr: np.ndarray, masks: np.ndarray, config: ModelConfig) -> None:
-    clear = lr[masks]
-    norm = config.normalization
-    for c in range(clear.shape[-1]):
-        values = clear[:, c].astype(np.float64)
-        mean = float(np.atleast_1d(norm.lr_mean)[c % np.size(norm.lr_mean)])
-        std = float(np.atleast_1d(norm.lr_std)[c % np.size(norm.lr_std)])
-        if abs(values.mean() - mean) > 3 * std or not std / 10 <= values.std() <= 10 * std:
-            warnings.warn(
-                f"the stack's values (mean {values.mean():.6g}, deviation {values.std():.3g}) are "
-                f"far from those of training (mean {mean:.6g}, deviation {std:.3g}): scale them to "
-                "the training units, or train on such data",
-                UserWarning,
-                stacklevel=5,
-            )
-            return
-
-
 def prediction_of(
     source: Source, bundle: Bundle, reference: int | str | None, max_frames: int | None,
-    compute: Compute,
+    normalize: Normalize | None, compute: Compute,
 ) -> tuple[Prediction, np.ndarray]:  # fmt: skip
     """What a bundle makes of a source, and where any frame was reliable [r·h, r·w]."""
     config, height, width = bundle.config, source.height, source.width
@@ -89,10 +71,10 @@ def prediction_of(
     index = _reference_index(reference, len(source.names), bundle.info.reference)
     explicit = isinstance(reference, (int, np.integer))
     if height * width > WHOLE:
-        result, valid = _by_tiles(bundle, source, index, explicit, max_frames, compute)
+        result, valid = _by_tiles(bundle, source, index, explicit, max_frames, normalize, compute)
     else:
         lr, clear = check_stack(*source.read(Rect(0, 0, height, width)))
-        result = _at_once(bundle, lr, clear, index, explicit, max_frames, compute)
+        result = _at_once(bundle, lr, clear, index, explicit, max_frames, normalize, compute)
         valid = np.any(nearest_upsample(clear, config.scale), axis=0)
     broken = np.count_nonzero(~np.isfinite(result.image))
     if broken:
@@ -105,7 +87,7 @@ def prediction_of(
 
 def _at_once(
     bundle: Bundle, lr: np.ndarray, masks: np.ndarray, reference: int | None, explicit: bool,
-    max_frames: int | None, compute: Compute,
+    max_frames: int | None, normalize: Normalize | None, compute: Compute,
 ) -> Prediction:  # fmt: skip
     """A stack [T, h, w, C] as a whole."""
     for doubt in doubts(lr, masks):
@@ -113,10 +95,9 @@ def _at_once(
     chosen = frames_in_use(bundle, lr, masks, reference, max_frames, explicit)
     for line in chosen.warnings():
         warnings.warn(line, UserWarning, stacklevel=4)
-    if bundle.params and not system_of(bundle.config).any_units:
-        _warn_if_unlike_training(lr, masks, bundle.config)
+    units = radiometry(bundle, lambda: lr[masks], normalize)
     kept = chosen.kept
-    result = super_resolve_bands(bundle, Stack(lr[kept], masks[kept]), compute)
+    result = super_resolve_bands(bundle, Stack(lr[kept], masks[kept]), compute, units)
     return Prediction(
         result.image, kept[0], tuple(kept), result.weights, result.standard_error,
         result.frames_per_pixel,
@@ -125,12 +106,12 @@ def _at_once(
 
 def _by_tiles(
     bundle: Bundle, source: Source, reference: int | None, explicit: bool,
-    max_frames: int | None, compute: Compute,
+    max_frames: int | None, normalize: Normalize | None, compute: Compute,
 ) -> tuple[Prediction, np.ndarray]:  # fmt: skip
     """A large source, tile by tile; and where any frame was reliable."""
-    plan = make_plan(bundle, source, reference, explicit=explicit, max_frames=max_frames)
-    if bundle.params and not system_of(bundle.config).any_units:
-        _warn_if_unlike_training(*source.read(plan.overview.samples(None)[0]), bundle.config)
+    plan = make_plan(
+        bundle, source, reference, explicit=explicit, max_frames=max_frames, normalize=normalize
+    )
     mosaic = Mosaic(bundle, source, plan, compute=compute)
     strips = list(mosaic.strips())
 

@@ -19,6 +19,7 @@ from deepsum_jax.data.aligned import Aligned
 from deepsum_jax.data.prepare import PreparedScene
 from deepsum_jax.data.sensor import observe
 from deepsum_jax.inference import super_resolve
+from deepsum_jax.model.layers import apply
 from deepsum_jax.systems import unrolled
 from deepsum_jax.systems.system import Stack, SuperResolved
 from deepsum_jax.systems.table import SYSTEMS, init_params, param_shapes, system_of
@@ -353,3 +354,12 @@ def test_half_the_precision_of_the_convolutions() -> None:
     assert result.image.dtype == error_of(result).dtype == np.float32
     wanted = detailed(bundle("glorot"), lr)
     np.testing.assert_allclose(result.image, wanted.image, atol=0.1 * wanted.image.std())
+
+
+def test_every_product_has_the_precision_that_is_asked_for() -> None:
+    """The sensors' too, which are the network's own einsums."""
+    given = (looks()[:3], clear(looks()[:3]), np.zeros((3, 2), np.float32), np.float32(0.1))
+    module = unrolled.network(UNROLLED, FAST)
+    program = str(jax.make_jaxpr(functools.partial(apply, module, bundle().params))(*given))
+    products = program.count("dot_general[") + program.count("conv_general_dilated[")
+    assert products > 20 and program.count("Precision.HIGHEST, Precision.HIGHEST") == products

@@ -19,6 +19,7 @@ import rasterio
 from deepsum_jax import files
 from deepsum_jax.bundle import Bundle, package_version
 from deepsum_jax.chosen import chosen_compute
+from deepsum_jax.radiometry import Radiometry
 from deepsum_jax.rasters import layers, options, output, preview
 from deepsum_jax.rasters.source import RasterSource
 from deepsum_jax.systems.table import system_of
@@ -71,7 +72,7 @@ def _planned(
     explicit = isinstance(args.reference, (int, Path))
     plan = make_plan(
         bundle, source, source.reference if chosen else None, explicit=chosen and explicit,
-        max_frames=args.max_frames, overview=overview,
+        max_frames=args.max_frames, overview=overview, normalize=args.normalize,
     )  # fmt: skip
     return overview, plan
 
@@ -200,6 +201,7 @@ def _run(
         "inputs": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
         "options": repr(options.parse(args)),
         "frames": [plan.chosen.kept, args.max_frames],
+        "normalize": args.normalize,
         "tiles": repr(plan.tiles),
     }
 
@@ -216,6 +218,8 @@ def _provenance(
         }
         for k, n in enumerate(kept)
     }
+    units = plan.units
+    normalized = {} if units is None else {"DEEPSUM_NORMALIZED": _linear(units)}
     left_out = {source.names[n]: why for n, why in sorted(plan.chosen.serving.left_out.items())}
     return {
         "TIFFTAG_SOFTWARE": f"deepsum_jax {package_version()}",
@@ -227,7 +231,13 @@ def _provenance(
         # Each date's share in the image, and its shift (y, x) from the reference in input pixels.
         "DEEPSUM_DATES": json.dumps(dates),
         "DEEPSUM_LEFT_OUT": json.dumps(left_out),
+        **normalized,
     }
+
+
+def _linear(units: Radiometry) -> str:
+    """How values were mapped onto training's before the system saw them, band by band."""
+    return json.dumps({name: values.tolist() for name, values in units._asdict().items()})
 
 
 def _draw(path: Path, source: RasterSource, plan: Plan, bundle: Bundle, crop: preview.Crop) -> None:

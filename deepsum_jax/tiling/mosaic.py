@@ -28,6 +28,7 @@ from deepsum_jax.data.frames import select_frames
 from deepsum_jax.data.serving import Chosen, Serving
 from deepsum_jax.data.survey import Survey
 from deepsum_jax.inference import frames_in_use, super_resolve_parts
+from deepsum_jax.radiometry import Normalize, Radiometry, radiometry
 from deepsum_jax.systems.system import Stack, SuperResolved
 from deepsum_jax.systems.table import system_of
 from deepsum_jax.tiling import tiles as cutting
@@ -51,6 +52,7 @@ class Plan(NamedTuple):
     chosen: Chosen
     field: Field
     tiles: Tiles
+    units: Radiometry | None  # what brings the stack into training's units, if it is to be
 
     @property
     def reference(self) -> int:
@@ -85,6 +87,7 @@ def make_plan(
     side: int = cutting.SIDE,
     margin: int = cutting.MARGIN,
     overview: Overview | None = None,
+    normalize: Normalize | None = None,
 ) -> Plan:
     """Chooses the frames and surveys them.
 
@@ -93,11 +96,12 @@ def make_plan(
       max_frames: of the clearest frames, that each tile uses at most.
       side, margin: of tiles, LR pixels.
       overview: of the source, where it is known.
+      normalize: see `radiometry`.
 
     Raises:
-      ValueError: nothing in the stack is reliable, or the reference cannot serve.
+      ValueError: nothing in the stack is reliable, or the reference cannot serve; as `radiometry`.
 
-    Warns of a stack that looks wrong and of frames that are left out.
+    Warns of a stack that looks wrong, of frames that are left out, and as `radiometry`.
     """
     overview = look_over(source) if overview is None else overview
     samples = overview.samples(reference)
@@ -120,7 +124,15 @@ def make_plan(
         source, chosen.kept, overview.samples(chosen.kept[0]), config.scale, config.psf_sigma,
         members,
     )  # fmt: skip
-    return Plan(overview, chosen, field, cutting.cut(source.height, source.width, side, margin))
+    tiles = cutting.cut(source.height, source.width, side, margin)
+    units = radiometry(bundle, lambda: _values(source, overview), normalize)
+    return Plan(overview, chosen, field, tiles, units)
+
+
+def _values(source: Source, overview: Overview) -> np.ndarray:
+    """Reliable pixels [P, C] of parts that stand for the whole."""
+    parts = (source.read(rect) for rect in overview.samples(None))
+    return np.concatenate([lr[masks] for lr, masks in parts])
 
 
 def _agreed(found: Sequence[Chosen], there: Sequence[np.ndarray], overview: Overview) -> Chosen:
@@ -342,7 +354,7 @@ class Mosaic:
                 parts[number] = part
         if parts:
             stacks = [part.stack for part in parts.values()]
-            results = super_resolve_parts(self._bundle, stacks, self._compute)
+            results = super_resolve_parts(self._bundle, stacks, self._compute, self._plan.units)
             for (number, part), result in zip(parts.items(), results):
                 self._save(number, *_tile(part, result, self._plan, scale))
 

@@ -47,21 +47,22 @@ def prepare(frames: Array, masks: Array, shifts: Array, scale: int, psf_sigma: A
       scale: r.
       psf_sigma: deviation of the sensor's Gaussian, LR pixels.
     """
+    shape = (frames.shape[1], frames.shape[2])
     level = _median(frames[0].ravel(), masks[0].ravel())
     about = jnp.where(masks, frames - level, 0)
     unit = _unit(about[0], masks[0])
     leak = _point_leak(psf_sigma)
     frames, masks = jax.vmap(lambda f, m: _cool(f, m, leak))(about / unit, masks)
 
-    optics = make_optics(masks.shape[1:], shifts, scale, psf_sigma)
-    still = make_optics(masks.shape[1:], jnp.zeros((1, 2)), scale, psf_sigma)
+    optics = make_optics(shape, shifts, scale, psf_sigma)
+    still = make_optics(shape, jnp.zeros((1, 2)), scale, psf_sigma)
     image = _own_image(frames[0], masks[0], still, _enlarged(frames[0], scale))
-    use = masks & inside(masks.shape[1:], shifts, scale)
+    use = masks & inside(shape, shifts, scale)
     clear = nearest(masks[0].astype(frames.dtype), scale)
     known = use & (masks[0].all() | (optics.observe(clear) > KNOWN))
     view = optics.observe(image)
     gains, offsets = jax.vmap(_match)(frames, view, known)
-    matched = gains[:, None, None] * frames + offsets[:, None, None]
+    matched = (gains[:, None, None] * frames + offsets[:, None, None]).at[0].set(frames[0])
     noise = _stack_noise(frames, masks, matched - view, known)
     own = masks[0]
     if len(frames) > 1:
@@ -238,9 +239,7 @@ def _own_image(frame: Array, mask: Array, still: Optics, first: Array) -> Array:
     return lax.fori_loop(0, STEPS, closer, first)
 
 
-def _consensus(
-    matched: Array, masks: Array, shifts: Array, scale: int
-) -> tuple[Array, Array]:  # fmt: skip
+def _consensus(matched: Array, masks: Array, shifts: Array, scale: int) -> tuple[Array, Array]:
     """Median [H, W] of frames on the reference's grid, and where any is reliable."""
     moves = jnp.rint(shifts).astype(jnp.int32)
 
