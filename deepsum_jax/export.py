@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepsum_jax import cli, files
-from deepsum_jax.bundle import Bundle, first_line
+from deepsum_jax.bundle import Bundle
 from deepsum_jax.chosen import add_system_arguments, chosen_bundle, chosen_compute
 from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.data.scene import check_stack
@@ -139,7 +139,8 @@ def load(path: str | os.PathLike[str]) -> Function:
         function = Function(jax.export.deserialize(data))
         whole = len(function.exported.in_avals) == 4 and function.size.frames > 0
     except Exception as error:  # noqa: BLE001 (flatbuffers raises many kinds for damaged files)
-        raise ValueError(f"{path}: found no exported function ({first_line(error)})") from None
+        reason = str(error).partition("\n")[0][:200]
+        raise ValueError(f"{path}: found no exported function ({reason})") from None
     if not whole:
         raise ValueError(f"{path}: found another function than `deepsum export` writes")
     return function

@@ -347,7 +347,8 @@ def test_another_number_of_devices_is_said(
         batches = SimpleNamespace(set_state=seen.append)
         data: Any = None
         place = loop._Run(stage, TINY, data, tmp_path, None)
-        return (*loop._resume(place, keeper, None, batches), seen)
+        fresh: Any = None
+        return (*loop._resume(place, keeper, fresh, batches), seen)
 
     devices = jax.device_count()
     assert resumed(devices=devices) == (state, {**position, "devices": devices}, [{"at": 3}])

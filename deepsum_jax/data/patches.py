@@ -166,7 +166,7 @@ class _Finish:
             record = without_some(record, self.patches.data.fewer_frames, rng)
         if self.patches.view == "shifts":
             record["shifts"] = synthetic_shifts(rng, self.patches.model)
-        return {**record, "record": np.int32(index)} if self.numbered else record
+        return {**record, "record": np.asarray(index, np.int32)} if self.numbered else record
 
 
 def synthetic_shifts(rng: np.random.Generator, model: ModelConfig) -> np.ndarray:

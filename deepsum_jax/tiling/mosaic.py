@@ -116,7 +116,7 @@ def make_plan(
     if explicit:  # one part suffices to say that it cannot serve, and not which takes its place
         looks = looks[:1]
     found = [frames_in_use(bundle, *look, index, len(look[0]), explicit) for look in looks]
-    chosen = _agreed(found, [masks.any(axis=(1, 2)) for _, masks in looks], overview)
+    chosen = _agreed(found, [np.any(masks, axis=(1, 2)) for _, masks in looks], overview)
     for line in chosen.warnings():
         warnings.warn(line, UserWarning, stacklevel=5)
     members = min(len(chosen.kept), max_frames or max(config.num_frames, 15))
