@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import UNROLLED, landscape, refuser
 
-from deepsum_jax import load_params, predict
+from deepsum_jax import files, load_params, predict
 from deepsum_jax.config import TrainConfig, preset
 from deepsum_jax.data import kelvins
 from deepsum_jax.simulation.drawn import Drawn
@@ -129,7 +129,7 @@ def test_a_tiny_run_ends_with_a_bundle_that_predicts(
     )
     assert bundle.info == dataclasses.replace(trained.info, reference="clearest", bands=())
     assert trained.info.reference == "given" and bundle.info.step == 2
-    config = TrainConfig.from_dict(json.loads((tmp_path / "shipped/config.json").read_text()))
+    config = TrainConfig.from_dict(files.read_json(tmp_path / "shipped/config.json"))
     assert config == default.settings(3, [f"{k}={v}" for k, v in changes.items()])
     log = (tmp_path / "shipped/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log if "decibels" in line] == [1, 2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -390,7 +389,7 @@ def test_settings_of_the_run_are_json(
     name: str, scenes: Path, tmp_path: Path, ran: list[Any]
 ) -> None:
     run("--workdir", tmp_path / "w", "--data", scenes, "--preset", "tiny", "--stages", "sisrnet")
-    stored = json.loads((tmp_path / "w" / name).read_text())
+    stored = files.read_json(tmp_path / "w" / name)
     if name == "config.json":
         assert TrainConfig.from_dict(stored) == TINY
     else:

@@ -152,7 +152,7 @@ def _report(bundle: Bundle, config: TrainConfig, data: Path, folder: Path, progr
     summary, _ = evaluate(
         bundle, data, "auto", progress=progress, each=each, compute=config.compute
     )
-    files.write_json(folder / "results.json", summary)
+    files.write_signed(folder / "results.json", summary)
     print(f"\nheld-out scenes ({summary['split']}):")
     print(report(summary))
     figures.save(panel(shown), folder / "panel.png")

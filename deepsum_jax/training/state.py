@@ -36,6 +36,8 @@ class StateKeeper:
         self._folder = Path(os.path.abspath(folder))
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "states")
         self._writing: concurrent.futures.Future[None] | None = None
+        if parallel.is_first_process():
+            self._sweep()
 
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
         """Saves in the background; what is being written counts only once it is complete.
@@ -71,7 +73,7 @@ class StateKeeper:
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest intact state as numpy arrays, and its position; None if there is none at all.
 
-        Says which states are passed over, since they are damaged.
+        Says in one line which states are damaged.
 
         Args:
           like: a state of the same structure.
@@ -79,41 +81,25 @@ class StateKeeper:
         Raises:
           ValueError: all are damaged, or of another structure.
         """
-        faults: list[str] = []
+        found, chosen, faults = None, -1, []
         for step in reversed(self._steps()):
+            folder = self._folder / str(step)
             try:
-                state, position = self._read(self._folder / str(step), like)
+                _check(folder)
+                if found is None:
+                    found, chosen = _read(folder, like), step
             except (ValueError, OSError) as error:
                 faults.append(" ".join(str(error).split()))
-                continue
-            if faults:
-                print(f"note: {'; '.join(faults)}: going on from step {step}", file=sys.stderr)
-            return state, position
-        if faults:
+        if faults and found is None:
             raise ValueError(
                 f"{faults[0]}{', and no state before it is intact' if faults[1:] else ''}; remove "
                 f"{self._folder} to begin the stage anew"
             )
-        return None
+        if faults:
+            print(f"note: {'; '.join(faults)}; going on from step {chosen}", file=sys.stderr)
+        return found
 
-    def _read(self, folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
-        if (folder / files.SUMS).exists() or not (folder / _EARLIER).exists():
-            try:
-                fault = files.fault_of_sums(folder)
-            except FileNotFoundError:
-                fault = f"{files.SUMS} is missing"
-            if fault is not None:
-                raise ValueError(f"{folder}: is damaged ({fault})")
-        try:
-            state = trees.read(folder / "state", like)
-            position = files.read_json(folder / _POSITION)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{folder}: cannot be read as a training state ({error})") from None
-        if not isinstance(position, dict) or "data" not in position:
-            raise ValueError(f"{folder / _POSITION}: found no position in the data")
-        return state, position
-
-    def sweep(self) -> None:
+    def _sweep(self) -> None:
         """Removes what killed processes left half written."""
         files.sweep(self._folder)
         if self._folder.is_dir():
@@ -135,3 +121,26 @@ class StateKeeper:
             self._wait()
         finally:
             self._writer.shutdown()
+
+
+def _check(folder: Path) -> None:
+    """Raises ValueError where a state is not as it was written, or not all of it."""
+    if (folder / _EARLIER).exists() and not (folder / files.SUMS).exists():
+        return
+    try:
+        fault = files.fault_of_sums(folder)
+    except FileNotFoundError:
+        fault = f"{files.SUMS} is missing"
+    if fault is not None:
+        raise ValueError(f"{folder}: is damaged ({fault})")
+
+
+def _read(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
+    try:
+        state = trees.read(folder / "state", like)
+        position = files.read_json(folder / _POSITION)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{folder}: cannot be read as a training state ({error})") from None
+    if not isinstance(position, dict) or "data" not in position:
+        raise ValueError(f"{folder / _POSITION}: found no position in the data")
+    return state, position
