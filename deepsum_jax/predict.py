@@ -15,7 +15,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from deepsum_jax import alongside, cli
+from deepsum_jax import alongside, cli, sample
 from deepsum_jax.bundle import Bundle
 from deepsum_jax.chosen import add_system_arguments, chosen_bundle, chosen_compute
 from deepsum_jax.config import Compute
@@ -177,7 +177,7 @@ def parser() -> argparse.ArgumentParser:
         "deepsum predict",
         "Super-resolve a stack of low-resolution images of one place.",
         """examples:
-  predict --output sr.png sample                                   a real stack, shipped
+  predict --output sr.tif --preview p.png sample                   ten real dates, shipped
   predict --output sr.png data/test/NIR/imgset1306                 a Kelvins scene folder
   predict --scale 2 --output sr.npy stack.npy                      [T, h, w] or [T, h, w, C]
   predict --params W --output sr.png a.png b.png c.png --masks am.png bm.png cm.png
@@ -251,6 +251,8 @@ def _predict_rasters(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    if args.output.suffix.lower() in (".tif", ".tiff") and sample.is_meant(args.inputs):
+        args.inputs = sample.sample_rasters()
     if _are_rasters(args.inputs):
         _predict_rasters(args)
         return

@@ -125,7 +125,9 @@ def test_data_knows_nothing_above_it(above: str) -> None:
     [
         ("config", ("data", "model", "systems", "training", "scoring", "kernels")),
         ("model", ("systems", "training", "scoring")),
-        ("systems", ("training", "scoring", "predict", "bundle")),
+        ("systems", ("training", "scoring", "predict", "bundle", "tiling", "rasters")),
+        ("tiling", ("training", "scoring", "predict", "prediction", "rasters")),
+        ("rasters", ("training", "scoring", "predict", "prediction")),
         ("scoring", ("training",)),
     ],
 )

@@ -66,3 +66,21 @@ def test_the_word(
     assert "sample: no such file" in refuser(capsys)(main, *command, "sample", "sample")
     Path("sample").mkdir()  # somebody's own
     assert "sample" in refuser(capsys)(main, *command, "sample")
+
+
+def test_the_sample_as_rasters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the README's first command does, with a system that is fast."""
+    rasterio = pytest.importorskip("rasterio", reason="needs the extra geo")
+    files = sample.sample_rasters()
+    assert len(files) == 10 and sum(f.stat().st_size for f in files) < 300_000
+    assert "dates/*.tif" in (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    out = tmp_path / "sr.tif"
+    main(["--system", "bicubic_mean", "--output", str(out), "sample"])
+    said = capsys.readouterr().out
+    with rasterio.open(out) as made:
+        reference = said.split()[-1]
+        with rasterio.open(sample.DATES / f"{reference}.tif") as date:
+            assert made.bounds == date.bounds and made.crs == date.crs
+            assert made.descriptions == date.descriptions == ("red", "green", "blue", "nir")
+        assert made.shape == (300, 300) and made.nodata == 0
+        assert made.tags()["DEEPSUM_REFERENCE"] == reference

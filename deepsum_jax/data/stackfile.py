@@ -28,7 +28,7 @@ def read_input(inputs: Sequence[Path], masks: Sequence[Path]) -> tuple[np.ndarra
       FileNotFoundError: there is no such file.
       ValueError: other files, masks twice, or what `check_stack` refuses.
     """
-    if [str(path) for path in inputs] == [sample.NAME] and not inputs[0].exists():
+    if sample.is_meant(inputs):
         inputs = [sample.FILE]
     first = inputs[0]
     for path in (*inputs, *masks):

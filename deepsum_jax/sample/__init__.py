@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,17 @@ if TYPE_CHECKING:
 
 NAME = "sample"  # what `predict` takes for it
 FILE = Path(__file__).with_name("naip.npz")
+DATES = Path(__file__).with_name("dates")  # the same place as rasters, one a date
+
+
+def is_meant(inputs: Sequence[Path]) -> bool:
+    """Whether a command's inputs are the sample's name, and no file's."""
+    return [str(path) for path in inputs] == [NAME] and not inputs[0].exists()
+
+
+def sample_rasters() -> list[Path]:
+    """The files of ten dates of one place: red, green, blue and near infrared, georeferenced."""
+    return sorted(DATES.glob("*.tif"))
 
 
 def sample_stack() -> tuple[np.ndarray, np.ndarray]:
