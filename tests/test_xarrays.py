@@ -312,6 +312,7 @@ def test_codes_stay_codes() -> None:
     image[4, 4] = 0
     made = xarrays.labelled_like(stack, image, SCALE, valid)
     assert made.attrs == stack.attrs and made.encoding == {"grid_mapping": "spatial_ref"}
+    assert made.attrs["_FillValue"].dtype == made.dtype
     assert made[3, 3] == 0 and 0 < made[4, 4] < 1e-30
     _, again = xarrays.as_source(made.expand_dims("time")).read(Rect(0, 0, H * SCALE, W * SCALE))
     np.testing.assert_array_equal(again[0], valid)

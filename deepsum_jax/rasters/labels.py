@@ -137,6 +137,9 @@ def finer_attributes(attrs: Mapping[Any, Any], numbers: Sequence[float] | None, 
     if numbers is not None and _numbers(kept.get("transform")) is not None:
         c, a, b, f, d, e = numbers
         kept["transform"] = (a, b, c, d, e, f)
+    for key in ("_FillValue", "missing_value"):  # files want it in the dtype of the values
+        if isinstance(kept.get(key), (int, float, np.number)):
+            kept[key] = np.float32(kept[key])
     for key in ("res", "resolution"):
         found = kept.get(key)
         if isinstance(found, (int, float, np.number)):
