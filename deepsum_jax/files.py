@@ -236,9 +236,9 @@ def fault_of_sums(folder: Path) -> str | None:
       FileNotFoundError: no digests there.
     """
     *lines, rest = (folder / SUMS).read_bytes().split(b"\n")
-    for line in [*lines, rest] if rest or not lines else lines:
+    for line in lines or [b""]:
         match = _SUM.fullmatch(line)
-        if match is None:
+        if match is None or rest:
             return f"{SUMS} has other bytes than were written"
         name = os.fsdecode(match[2])
         if not (folder / name).is_file():

@@ -256,6 +256,32 @@ def test_description_that_makes_no_sense(changes: dict[str, Any], words: str, bu
     assert str(bundle / "bundle.json") in str(caught.value) and words in str(caught.value)
 
 
+def test_every_damaged_byte_of_the_description_is_noticed(bundle: Path) -> None:
+    """Even those that would make no difference, or take its digest for something else."""
+    where = bundle / "bundle.json"
+    stored = where.read_bytes()
+    assert read_step(bundle) == 0
+    for place in range(len(stored)):
+        broken = bytearray(stored)
+        broken[place] ^= 1 << place * 5 % 8
+        where.write_bytes(bytes(broken))
+        with pytest.raises(ValueError, match=r"bundle\.json") as caught:
+            read_step(bundle)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_edited_description_says_how_an_edit_is_kept(bundle: Path) -> None:
+    where = bundle / "bundle.json"
+    lines = where.read_text().splitlines(keepends=True)
+    edited = [line.replace('"step": 0', '"step": 7') for line in lines]
+    where.write_text("".join(edited))
+    with pytest.raises(ValueError, match=r"edited; .*file_sha256 \(take that line away"):
+        load_params(bundle)
+    described = files.read_signed(where)[0]
+    files.write_json(where, described)
+    assert load_params(bundle).info.step == 7
+
+
 def test_every_damaged_byte_is_noticed(bundle: Path) -> None:
     """One flipped bit in each file of the parameters, in turn."""
     paths = sorted(p for p in (bundle / "params").rglob("*") if p.is_file())

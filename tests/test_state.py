@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
+from deepsum_jax import files, trees
 from deepsum_jax.training.state import StateKeeper
 
 
@@ -85,9 +91,11 @@ def test_states_on_devices_and_an_unknown_best(tmp_path: Path) -> None:
 def test_a_state_that_is_not_complete_does_not_count(tmp_path: Path) -> None:
     keep(tmp_path, 2, 4)
     shutil.copytree(tmp_path / "4", tmp_path / "6.orbax-checkpoint-tmp")
+    shutil.copytree(tmp_path / "4", tmp_path / f".6.{os.getpid()}.tmp")
     _, position = restore(tmp_path)
     assert position == make_position(4)
-    shutil.rmtree(tmp_path / "4")  # as the message about a damaged one advises
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "4"]
+    shutil.rmtree(tmp_path / "4")
     _, position = restore(tmp_path)
     assert position == make_position(2)
 
@@ -104,3 +112,163 @@ def test_state_of_another_structure(change: Callable[[Any], Any], tmp_path: Path
     with pytest.raises(ValueError, match=r"2: cannot be read as a training state") as caught:
         restore(tmp_path, change(make_state(0)))
     assert "\n" not in str(caught.value)
+
+
+# --- damage
+
+
+def cut(folder: Path) -> None:
+    largest = max((p for p in folder.rglob("*") if p.is_file()), key=os.path.getsize)
+    largest.write_bytes(largest.read_bytes()[:-1])
+
+
+def half_deleted(folder: Path) -> None:
+    (folder / files.SUMS).unlink()
+    shutil.rmtree(folder / "position")
+
+
+def without_digests(folder: Path) -> None:
+    (folder / files.SUMS).unlink()
+
+
+def without_arrays(folder: Path) -> None:
+    shutil.rmtree(folder / "state")
+
+
+def emptied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def lost_digests(folder: Path) -> None:
+    (folder / files.SUMS).write_bytes(b"")
+
+
+DAMAGES = [cut, half_deleted, without_digests, without_arrays, emptied, lost_digests]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_from_a_damaged_state_the_one_before_goes_on(
+    damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(tmp_path, 2, 4)
+    damage(tmp_path / "4")
+    state, position = restore(tmp_path)
+    assert bits(state) == bits(make_state(2)) and position == make_position(2)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / '4'}: is damaged" in said and said.endswith("going on from step 2")
+    keep(tmp_path, 3)  # what comes after it belongs to an end that is no more
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+    assert restore(tmp_path)[1] == make_position(3)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_where_no_state_is_intact_it_is_said(
+    damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    keep(tmp_path, 2, 4)
+    for step in ("2", "4"):
+        damage(tmp_path / step)
+    with pytest.raises(ValueError, match=r"4: is damaged .*no state before it.*; remove") as caught:
+        restore(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_state_that_is_not_needed_is_named_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(tmp_path, 2, 4)
+    cut(tmp_path / "2")
+    assert restore(tmp_path)[1] == make_position(4)
+    assert f"{tmp_path / '2'}: is damaged" in capsys.readouterr().err
+
+
+def keep_without_digests(folder: Path, *steps: int) -> None:
+    """As earlier versions did."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+    with contextlib.closing(ocp.CheckpointManager(folder, options=options)) as manager:
+        for step in steps:
+            state = ocp.args.StandardSave(make_state(step))
+            position = ocp.args.JsonSave(make_position(step))
+            manager.save(step, args=ocp.args.Composite(state=state, position=position))
+
+
+def test_states_of_earlier_versions_have_no_digests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_without_digests(tmp_path, 2, 4)
+    state, position = restore(tmp_path)
+    assert bits(state) == bits(make_state(4)) and position == make_position(4)
+    assert capsys.readouterr().err == ""
+    shutil.rmtree(tmp_path / "4" / "position")
+    assert restore(tmp_path)[1] == make_position(2)
+    assert "4: cannot be read as a training state" in capsys.readouterr().err
+    keep(tmp_path, 6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "6"]
+
+
+# --- ends during a save
+
+
+def test_a_save_that_fails_leaves_the_states_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error comes with the next call, whichever that is, and names the state."""
+    keep(tmp_path, 2)
+
+    def write(path: Path, tree: Any) -> None:
+        path.mkdir()
+        (path / "half").write_bytes(b"0")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(trees, "write", write)
+    keeper = StateKeeper(tmp_path)
+    keeper.save(4, make_state(4), make_position(4))
+    with pytest.raises(OSError, match="No space left") as caught:
+        keeper.save(6, make_state(6), make_position(6))
+    assert caught.value.filename == str(tmp_path / "4" / "state")
+    keeper.close()
+    keeper = StateKeeper(tmp_path)
+    keeper.save(4, make_state(4), make_position(4))
+    with pytest.raises(OSError, match="No space left"):
+        keeper.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["2"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("states")]
+
+
+def test_an_end_waits_for_what_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the caller is interrupted by does not reach it."""
+    original, begun, go_on = trees.write, threading.Event(), threading.Event()
+
+    def write(path: Path, tree: Any) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        original(path, tree)
+
+    monkeypatch.setattr(trees, "write", write)
+    with pytest.raises(KeyboardInterrupt), contextlib.closing(StateKeeper(tmp_path)) as keeper:
+        keeper.save(4, make_state(4), make_position(4))
+        assert begun.wait(60) and restore(tmp_path) is None
+        go_on.set()
+        raise KeyboardInterrupt
+    assert restore(tmp_path)[1] == make_position(4)
+    assert [p.name for p in tmp_path.iterdir()] == ["4"]
+
+
+def test_what_is_saved_may_change_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, go_on = trees.write, threading.Event()
+
+    def write(path: Path, tree: Any) -> None:
+        assert go_on.wait(60)
+        original(path, tree)
+
+    monkeypatch.setattr(trees, "write", write)
+    state = make_state(4)
+    with contextlib.closing(StateKeeper(tmp_path)) as keeper:
+        keeper.save(4, state, make_position(4))
+        state["params"]["kernel"][:] = 0
+        go_on.set()
+    assert bits(restore(tmp_path)[0]) == bits(make_state(4))
