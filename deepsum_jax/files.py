@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deepsum_jax.reading import read_json as read_json
+
 
 def _remove(path: Path) -> None:
     if path.is_dir():
@@ -75,11 +77,3 @@ def write_json(path: str | os.PathLike[str], data: Any) -> None:
     """Writes indented JSON. Raises ValueError for NaN and infinity, which JSON has no words for."""
     with written_aside(path) as aside:
         aside.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Reads JSON. Raises FileNotFoundError, or ValueError naming a file that holds none."""
-    try:
-        return json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected JSON, found {error}") from None
