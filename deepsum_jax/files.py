@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deepsum_jax.reading import parse_json, read_bytes
+
 SUMS = "SHA256SUMS"  # of a folder, as `sha256sum -c` reads them
 _SUM = re.compile(rb"([0-9a-f]{64})  (.+)")
 _SIGNATURE, _UNSIGNED = "file_sha256", "0" * 64  # of JSON: over its bytes, with zeros in its place
@@ -274,7 +276,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: one that holds no JSON, or other than was signed; it names the file.
+      ValueError: as `reading.parse_json`, or other contents than were signed; it names the file.
     """
     data, fault = read_signed(path)
     if fault is not None:
@@ -285,11 +287,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def read_signed(path: str | os.PathLike[str]) -> tuple[Any, str | None]:
     """As `read_json`, and what to say where it holds other than was signed: whoever can tell what
     is wrong in it says that first."""
-    stored = Path(path).read_bytes()
-    try:
-        data = json.loads(stored.decode())
-    except (ValueError, RecursionError) as error:  # of JSON, of its numbers, of UTF-8
-        raise ValueError(f"{path}: expected JSON, found {error}") from None
+    stored = read_bytes(path, "JSON")
+    data = parse_json(stored, path)
     if not isinstance(data, dict) or not any(map(_signs, data)):
         return data, None
     signature = str(data.pop(_SIGNATURE, ""))

@@ -211,7 +211,10 @@ def test_arrays(tmp_path: Path) -> None:
     assert (~found.masks).sum() == 1 and (~read_dates([tmp_path / "a.npz"]).masks).sum() == 2
     np.save(tmp_path / "flat.npy", dates[0])
     (tmp_path / "text.npy").write_text("no")
-    for name, message in [("flat", "expected real dates"), ("text", "no numpy array")]:
+    for name, message in [
+        ("flat", "expected real dates"),
+        ("text", "expected a numpy array of dates"),
+    ]:
         with pytest.raises(ValueError, match=message):
             read_dates([tmp_path / f"{name}.npy"])
     with pytest.raises(FileNotFoundError, match="found no such file"):

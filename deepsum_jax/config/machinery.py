@@ -9,13 +9,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T", bound="Section")
+_LARGEST = 1e300  # of any number; beyond, arithmetic with it overflows
 
 
 class Settings(Mapping[str, Any]):
@@ -41,6 +41,15 @@ class Settings(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return repr(self._values)
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: briefly, whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists without end
+        return f"an endless {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:80]} … {text[-15:]}"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -96,13 +105,14 @@ class Section:
                 object.__setattr__(self, field.name, value)
             if not _fits(value, hints[field.name]):
                 raise ValueError(
-                    f"{type(self).__name__}.{field.name}: found {value!r}, "
+                    f"{type(self).__name__}.{field.name}: found {shown(value)}, "
                     f"expected {_describe(hints[field.name])}"
                 )
             values = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(v, float) and not math.isfinite(v) for v in values):
+            if any(isinstance(v, (int, float)) and not -_LARGEST < v < _LARGEST for v in values):
                 raise ValueError(
-                    f"{type(self).__name__}.{field.name}: found {value!r}, expected finite numbers"
+                    f"{type(self).__name__}.{field.name}: found {shown(value)}, expected finite "
+                    f"numbers below {_LARGEST:g}"
                 )
         self.check()
 
@@ -111,8 +121,8 @@ class Section:
 
     def _require(self, condition: bool, field: str, expected: str) -> None:
         if not condition:
-            found = getattr(self, field)
-            raise ValueError(f"{type(self).__name__}.{field}: found {found!r}, expected {expected}")
+            found = shown(getattr(self, field))
+            raise ValueError(f"{type(self).__name__}.{field}: found {found}, expected {expected}")
 
     def _require_within(self, ranges: Mapping[str, tuple[float, float]]) -> None:
         """Requires fields to lie within their ranges; pairs are two rising numbers there."""
@@ -146,14 +156,14 @@ class Section:
         """
         if not isinstance(data, Mapping):
             raise ValueError(  # noqa: TRY004 (one kind of error for a wrong file)
-                f"{cls.__name__}: found {data!r}, expected a mapping"
+                f"{cls.__name__}: found {shown(data)}, expected a mapping"
             )
         hints = typing.get_type_hints(cls)
         names = [f.name for f in dataclasses.fields(cls)]
         values = {}
         for key, value in cls.migrated(data).items():
             if key not in names:
-                raise ValueError(f"{cls.__name__} has no field {key!r}; {nearest(key, names)}")
+                raise ValueError(f"{cls.__name__} has no field {shown(key)}; {nearest(key, names)}")
             hint = hints[key]
             if isinstance(hint, type) and issubclass(hint, Section):
                 value = hint.from_dict(value)

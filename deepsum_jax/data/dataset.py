@@ -22,6 +22,7 @@ from deepsum_jax.data import kelvins
 from deepsum_jax.data.aligned import Align, Aligned
 from deepsum_jax.data.prepare import PreparedScene, SceneSkipped, prepare_scene
 from deepsum_jax.data.resample import upsample
+from deepsum_jax.reading import read_text
 
 _CACHE_FORMAT = 7
 _DIGEST = hashlib.sha256().digest_size  # bytes
@@ -130,7 +131,8 @@ def _cached(
 def _given_reference(folder: Path, data: DataConfig) -> str:
     """What reference.txt says, where it is asked for; no part of the scene's fingerprint."""
     path = folder / "reference.txt"
-    return path.read_text(errors="replace") if data.reference == "given" and path.exists() else ""
+    given = data.reference == "given" and path.is_file()
+    return read_text(path, "a frame's name") if given else ""
 
 
 def _write_cached(path: Path, result: PreparedScene | str) -> None:

@@ -29,6 +29,7 @@ from deepsum_jax.data.png import write_mask_png as write_mask_png
 from deepsum_jax.data.png import write_png16 as write_png16
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.files import written_aside
+from deepsum_jax.reading import read_text
 
 PARTS = ("train", "val", "test")
 BANDS = ("RED", "NIR")
@@ -45,9 +46,7 @@ def read_norm(path: str | os.PathLike[str]) -> dict[str, float]:
     """
     path = Path(path)
     norm: dict[str, float] = {}
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: found no such file, expected rows of `name value`")
-    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    text = read_text(path, "rows of `name value`")
     for number, line in enumerate(text.splitlines(), start=1):
         fields = line.split()
         if not fields:
@@ -256,7 +255,7 @@ def _read_reference(folder: Path) -> int | None:
     path = folder / "reference.txt"
     if not path.is_file():
         return None
-    name = path.read_text(encoding="utf-8", errors="replace").strip()
+    name = read_text(path, "a frame's name").strip()
     match = re.fullmatch(r"LR(\d+)", name)
     if match is None:
         raise ValueError(f"reference.txt: found {name[:60]!r}, expected a frame's name, as LR000")

@@ -16,42 +16,47 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from deepsum_jax.data import chunks
 from deepsum_jax.data.intake import listed
 from deepsum_jax.files import written_aside
+from deepsum_jax.reading import read_bytes
 
-_PNG_START = b"\x89PNG\r\n\x1a\n"
 # What the decoder raises, depending on where the bytes go wrong.
 _BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
     Image.DecompressionBombError,
 )  # fmt: skip
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
+_LARGEST = 2**29  # bytes of a file; incompressible pixels of the largest image have half of it
 
 
-def _read_png(path: Path, depths: tuple[int, ...]) -> np.ndarray:
-    """The pixels of a grey PNG whose bit depth is one of `depths`."""
-    expected = f"expected a grey PNG of {' or '.join(map(str, depths))} bits"
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise FileNotFoundError(f"{path}: found {found}, {expected}")
-    data = path.read_bytes()
-    if not data.startswith(_PNG_START):
-        raise ValueError(f"{path}: found a file that is not a PNG, {expected}")
-    if len(data) < 33:  # signature and header chunk
-        raise ValueError(f"{path}: found a PNG cut short after {len(data)} bytes, {expected}")
+def decode(data: bytes, depths: tuple[int, ...]) -> np.ndarray:
+    """The pixels [h, w] of a grey PNG whose bit depth is one of `depths`.
+
+    Raises:
+      ValueError: another kind of PNG, or a damaged one; its text is what was found.
+    """
+    header = chunks.read_header(data)
     # The header decides, not the decoder's mode: decoders widen depths and expand palettes.
-    depth, colour = struct.unpack("BB", data[24:26])
-    if colour != 0 or depth not in depths:
-        kind = _COLOURS.get(colour, f"colour type {colour}")
-        raise ValueError(f"{path}: found a {kind} PNG of {depth} bits, {expected}")
+    if header.colour != 0 or header.depth not in depths:
+        kind = _COLOURS.get(header.colour, f"colour type {header.colour}")
+        raise ValueError(f"a {kind} PNG of {header.depth} bits")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        chunks.check_png(data)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             return np.array(image)
     except _BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"{path}: found a PNG that is cut short or damaged ({reason}), {expected}"
-        ) from None
+        raise ValueError(f"a PNG that is cut short or damaged ({reason})") from None
+
+
+def _read_png(path: Path, depths: tuple[int, ...]) -> np.ndarray:
+    expected = f"a grey PNG of {' or '.join(map(str, depths))} bits"
+    data = read_bytes(path, expected, _LARGEST)
+    try:
+        return decode(data, depths)
+    except ValueError as error:
+        raise ValueError(f"{path}: found {error}, expected {expected}") from None
 
 
 def read_png16(path: str | os.PathLike[str]) -> np.ndarray:
@@ -61,7 +66,7 @@ def read_png16(path: str | os.PathLike[str]) -> np.ndarray:
       FileNotFoundError: there is no such file.
       ValueError: not a PNG, damaged, in colour, or of another bit depth.
     """
-    return _read_png(Path(path), (16,)).astype(np.uint16)
+    return _read_png(Path(path), (16,)).astype(np.uint16, copy=False)
 
 
 def read_mask_png(path: str | os.PathLike[str]) -> np.ndarray:
@@ -81,12 +86,13 @@ def read_masks(paths: Iterable[Path]) -> list[np.ndarray]:
     """
     read, seen = [], np.zeros(0, np.int64)
     for path in paths:
-        values = _read_png(path, (1, 8, 16)).astype(np.int64)
-        own = np.unique(values[values != 0])
+        values = _read_png(path, (1, 8, 16))
+        known = np.unique(values).astype(np.int64)
+        own = known[known != 0]
         seen = np.union1d(seen, own)
         # White is 1, 255 or 65535 by a file's depth; frames of one stack may differ in it.
         if len(own) > 1 or (len(seen) > 1 and not np.isin(seen, (1, 255, 65535)).all()):
-            every = np.union1d(seen, np.unique(values))
+            every = np.union1d(seen, known)
             raise ValueError(
                 f"{path}: found the {listed(every)}{'' if len(own) > 1 else ' in these masks'}, "
                 "expected 0 and one other, which is reliable; make classes into masks first, as "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,9 @@ import numpy as np
 from deepsum_jax import files, sample
 from deepsum_jax.config import nearest
 from deepsum_jax.data import kelvins, png
+from deepsum_jax.data.arrayfile import read_arrays
 from deepsum_jax.data.scene import check_stack
+from deepsum_jax.reading import check_file
 
 
 def read_input(inputs: Sequence[Path], masks: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
@@ -34,6 +34,8 @@ def read_input(inputs: Sequence[Path], masks: Sequence[Path]) -> tuple[np.ndarra
     for path in (*inputs, *masks):
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
+        if not path.is_dir():
+            check_file(path, "a file or folder")
     if len(inputs) == 1 and first.is_dir():
         scene = kelvins.read_scene(first)
         if masks:
@@ -73,39 +75,23 @@ def _stacked(paths: Sequence[Path], images: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack(images)
 
 
-# What numpy raises for files that hold no arrays, or not all of them.
-_BROKEN = (
-    OSError, ValueError, EOFError, MemoryError, NotImplementedError, RuntimeError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-
-
 def _read_arrays(path: Path) -> tuple[np.ndarray, Any]:
     """The stack in a `.npy` or `.npz`, and the masks that an `.npz` may have."""
-    expected = "expected arrays of numbers as np.save or np.savez(stack=…) writes them"
-    try:
-        with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded, None
-            names = list(loaded.files)
-            arrays = {name: loaded[name] for name in ("stack", "masks") if name in names}
-    except _BROKEN as error:
-        if "allow_pickle" in str(error):  # numpy's advice is to trust the file
-            reason = "pickled objects, or no array at all"
-        else:
-            reason = f"a file that is cut short or damaged ({error or type(error).__name__})"
-        raise ValueError(f"{path}: found {reason}, {expected}") from None
-    if "stack" not in arrays:
+    expected = "arrays of numbers as np.save or np.savez(stack=…) writes them"
+    arrays = read_arrays(path, expected, ("stack", "masks"))
+    if isinstance(arrays, np.ndarray):
+        return arrays, None
+    names = list(arrays)
+    if arrays.get("stack") is None:
         raise ValueError(
-            f"{path}: found the arrays {', '.join(names) or 'none'}, expected one named 'stack'"
+            f"{path}: found the arrays {', '.join(names[:9]) or 'none'}, expected one named 'stack'"
         )
-    unknown = [name for name in names if name not in arrays]
+    unknown = [name for name in names if name not in ("stack", "masks")]
     if unknown:
         hint = nearest("masks" if unknown[0] in _MASKS else unknown[0], ("stack", "masks"))
         raise ValueError(
-            f"{path}: found the array{'s' if len(unknown) > 1 else ''} {', '.join(unknown)} beside "
-            f"'stack', expected at most 'masks' (True = reliable); {hint}"
+            f"{path}: found the array{'s' if len(unknown) > 1 else ''} {', '.join(unknown[:9])} "
+            f"beside 'stack', expected at most 'masks' (True = reliable); {hint}"
         )
     return arrays["stack"], arrays.get("masks")
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
-import struct
 import zipfile
-import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deepsum_jax.data.png import grey
+from deepsum_jax.data import chunks
+from deepsum_jax.data.arrayfile import BROKEN, check_entry
+from deepsum_jax.data.png import decode, grey
 from deepsum_jax.files import written_aside
+from deepsum_jax.reading import check_file
 
 NAMES = {
     "RED": tuple(f"imgset{number:04d}" for number in range(1160, 1306)),
@@ -78,18 +80,18 @@ def write_submission(
 
 def _fault(data: bytes, side: int) -> str | None:
     """What is wrong with one image of a submission; None where nothing is."""
-    if not data.startswith(b"\x89PNG\r\n\x1a\n") or len(data) < 33:
-        return "is not a PNG"
-    width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
-    if (depth, colour) != (16, 0):
-        return f"has {depth} bits and colour type {colour}, expected 16 bits of grey"
-    if (height, width) != (side, side):
-        return f"has {height}×{width} pixels, expected {side}×{side}"
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
-        return f"cannot be read ({' '.join(str(error).split())})"
+        header = chunks.read_header(data)
+    except ValueError:
+        return "is not a PNG"
+    if (header.depth, header.colour) != (16, 0):
+        return f"has {header.depth} bits and colour type {header.colour}, expected 16 bits of grey"
+    if (header.height, header.width) != (side, side):
+        return f"has {header.height}×{header.width} pixels, expected {side}×{side}"
+    try:
+        pixels = decode(data, (16,))
+    except ValueError as error:
+        return f"cannot be read: {error}"
     return "has one value everywhere" if pixels.min() == pixels.max() else None
 
 
@@ -110,13 +112,12 @@ def check_submission(
       ValueError: not a zip file.
     """
     path, wanted = Path(path), {f"{name}.png" for name in expected_names}
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: found no such file, expected a submission's zip")
+    check_file(path, "a submission's zip")
     faults = []
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            twice = {name for name in names if names.count(name) > 1}
+            twice = {name for name, times in Counter(names).items() if times > 1}
             groups = {
                 "missing": wanted - set(names),
                 "not of the challenge's test scenes": set(names) - wanted,
@@ -130,9 +131,10 @@ def check_submission(
                 if archive.getinfo(name).file_size > most:
                     faults.append(f"{name} has {archive.getinfo(name).file_size} bytes")
                     continue
+                check_entry(archive.getinfo(name), most)
                 fault = _fault(archive.read(name), side)
                 if fault is not None:
                     faults.append(f"{name} {fault}")
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except BROKEN as error:
         raise ValueError(f"{path}: found a damaged file ({error}), expected a zip") from None
     return faults

@@ -8,12 +8,13 @@ as between real dates; then all are cut to the window that they have in common.
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from deepsum_jax.data.arrayfile import read_arrays
 
 # Pixel sizes that differ by more would drift apart by a pixel over a thousand.
 _SAME_PITCH = 1e-3
@@ -96,29 +97,26 @@ def measured(values: np.ndarray, nodata: float | None = None) -> np.ndarray:
 
 
 def _read_array(path: Path) -> Dates:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: found no such file, expected dates [T, H, W]")
-    try:
-        data = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
-        raise ValueError(f"{path}: found no numpy array in it, expected dates [T, H, W]") from None
+    found = read_arrays(path, "a numpy array of dates [T, H, W]")
     masks = None
-    if isinstance(data, np.lib.npyio.NpzFile):
-        names = [name for name in data.files if name != "masks"]
-        if len(names) != 1:
-            raise ValueError(
-                f"{path}: found the arrays {sorted(data.files)}, expected one of dates [T, H, W] "
-                "and at most one named masks"
-            )
-        values, masks = data[names[0]], data["masks"] if "masks" in data.files else None
+    if isinstance(found, np.ndarray):
+        values = found
     else:
-        values = data
+        masks = found.pop("masks", None)
+        if len(found) != 1:
+            raise ValueError(
+                f"{path}: found the arrays {', '.join([*found][:9]) or 'none'}, expected one of "
+                "dates [T, H, W] and at most one more, named masks"
+            )
+        values = next(iter(found.values()))
     if values.ndim != 3 or 0 in values.shape or values.dtype.kind not in "uif":
         raise ValueError(
             f"{path}: found {values.dtype} of shape {values.shape}, expected real dates [T, H, W]"
         )
     if masks is not None and masks.shape != values.shape:
         raise ValueError(f"{path}: found masks of {masks.shape}, expected {values.shape}")
+    if masks is not None and masks.dtype.kind not in "buif":
+        raise ValueError(f"{path}: found masks of dtype {masks.dtype}, expected bool, or 0 and 1")
     known = measured(values)
     return Dates(values, known if masks is None else known & (masks != 0))
 
