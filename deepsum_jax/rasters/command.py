@@ -89,7 +89,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
         files.check_target(path, f"--{name}")
         if path.suffix.lower() not in (".tif", ".tiff"):
             raise ValueError(
-                f"--{name} {path}: found suffix {path.suffix!r}, expected .tif for rasters"
+                f"--{name} {path}: found suffix {path.suffix!r} for rasters ({args.inputs[0]} …), "
+                "expected .tif"
             )
         inputs = {os.path.realpath(p) for p in (*args.inputs, *args.masks)}
         if os.path.realpath(path) in inputs:
