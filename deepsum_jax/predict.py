@@ -261,8 +261,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"{unused[0]}: found {args.inputs[0]}, expected rasters with it")
     if isinstance(args.reference, Path):
         raise ValueError(  # noqa: TRY004 (a wrong word, not a wrong type, for whoever wrote it)
-            f"--reference: found {str(args.reference)!r}, expected 'clearest', 'first' or a frame's "
-            "index"
+            f"--reference: found {str(args.reference)!r}, expected 'clearest', 'first' or a "
+            "frame's index"
         )
     stack, masks = read_input(args.inputs, args.masks)
     channels = stack.shape[-1] if stack.ndim == 4 else 1
