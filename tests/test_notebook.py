@@ -1,4 +1,4 @@
-"""The Colab notebook runs from its first cell to its last, here on the CPU and the tiny preset."""
+"""The notebooks run from their first cells to their last, here on the CPU and the tiny preset."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import pytest
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
+pytest.importorskip("rasterio", reason="needs the extra geo")
+pytest.importorskip("rioxarray", reason="needs the extra geo")
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOK = ROOT / "experiments" / "colab.ipynb"
+COLAB, OWN_STACK = (ROOT / "experiments" / f"{name}.ipynb" for name in ("colab", "own_stack"))
 
 
 # In a process of its own: Jupyter closes its sockets and event loops late, which is none of ours.
@@ -54,35 +56,57 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def test_notebook_is_stored_without_outputs() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(notebook)
-    for cell in notebook.cells:
+class Executed:
+    """A notebook that ran in `folder`, and what its cells gave."""
+
+    def __init__(self, notebook: Path, folder: Path) -> None:
+        target = folder / "executed.ipynb"
+        run = [sys.executable, "-W", "ignore", "-c", RUNNER, str(notebook), str(target)]
+        done = subprocess.run(
+            [*run, str(folder)], env=environment(folder), capture_output=True, text=True,
+            timeout=1200, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        cells = nbformat.read(target, as_version=4).cells
+        self._cells = {cell.id: cell for cell in cells if cell.cell_type == "code"}
+        counts = [cell.execution_count for cell in self._cells.values()]
+        assert counts == list(range(1, len(counts) + 1))
+        assert "Warning" not in "".join(map(self.text, self._cells))
+
+    def pictures(self, name: str) -> int:
+        """How many a cell shows."""
+        return sum("image/png" in o.get("data", {}) for o in self._cells[name].outputs)
+
+    def text(self, name: str) -> str:
+        """What a cell prints."""
+        return "".join(o.text for o in self._cells[name].outputs if o.output_type == "stream")
+
+
+@pytest.mark.parametrize("notebook", [COLAB, OWN_STACK], ids=lambda path: path.stem)
+def test_notebooks_are_stored_without_outputs(notebook: Path) -> None:
+    read = nbformat.read(notebook, as_version=4)
+    nbformat.validate(read)
+    for cell in read.cells:
         assert cell.get("outputs", []) == [] and cell.get("execution_count") is None
-    assert "/" not in notebook.metadata.kernelspec.name
-    assert NOTEBOOK.stat().st_size < 20_000
+    assert "/" not in read.metadata.kernelspec.name
+    assert notebook.stat().st_size < 20_000
 
 
-def test_notebook_runs(tmp_path: Path) -> None:
-    target = tmp_path / "executed.ipynb"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUNNER, str(NOTEBOOK), str(target), str(tmp_path)],
-        env=environment(tmp_path), capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    notebook = nbformat.read(target, as_version=4)
-    cells = {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
-    assert [c.execution_count for c in cells.values()] == list(range(1, len(cells) + 1))
-
-    def pictures(name: str) -> int:
-        return sum("image/png" in output.get("data", {}) for output in cells[name].outputs)
-
-    def text(name: str) -> str:
-        return "".join(o.text for o in cells[name].outputs if o.output_type == "stream")
-
-    assert [pictures(name) for name in ("panels", "filters", "curves", "own")] == [2, 1, 1, 1]
-    assert "cpu" in text("devices") and text("install") == ""
-    assert "Bicubic+Mean" in text("train") and "deepsum: 100%" in text("train")
-    assert "grid of frame" in text("predict") and "float32" in text("own")
-    assert not [o for c in cells.values() for o in c.outputs if "Warning" in o.get("text", "")]
+def test_colab(tmp_path: Path) -> None:
+    done = Executed(COLAB, tmp_path)
+    shown = [done.pictures(name) for name in ("panels", "filters", "curves", "own")]
+    assert shown == [2, 1, 1, 1]
+    assert "cpu" in done.text("devices") and done.text("install") == ""
+    assert "Bicubic+Mean" in done.text("train") and "deepsum: 100%" in done.text("train")
+    assert "grid of frame" in done.text("predict")
+    assert "pixels of 100 m, EPSG:32631, uint16" in done.text("own")
     assert (tmp_path / "work" / "deepsum" / "best" / "bundle.json").is_file()
+
+
+def test_own_stack(tmp_path: Path) -> None:
+    done = Executed(OWN_STACK, tmp_path)
+    assert [done.pictures(name) for name in ("preview", "look")] == [1, 1]
+    assert "2009.tif: 128×128 pixels of 5 m, EPSG:26914, uint8" in done.text("dates")
+    assert "384×384×1 from 10 of 10 dates, on the grid of" in done.text("predict")
+    assert "EPSG:26914, pixels of 1.667 m" in done.text("map")
+    assert "{'y': 384, 'x': 384}, EPSG:26914" in done.text("xarray")
