@@ -71,7 +71,6 @@ class Date:
     """One date's files, of one grid.
 
     Attributes:
-      name: what messages call it.
       grid: of its pixels.
       labels: names of its bands, a number where a band has none.
       dtype, scales, offsets: of its bands.
@@ -79,7 +78,6 @@ class Date:
 
     def __init__(self, paths: Sequence[Path], nodata: float | None = None) -> None:
         self.paths = tuple(paths)
-        self.name = self.paths[0].stem
         self._datasets = [open_raster(path) for path in self.paths]
         first = self._datasets[0]
         self.crs = first.crs

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import rasterio.warp
 import scipy.ndimage
 from odc.geo.geobox import GeoBox
 
 from deepsum_jax.rasters.dates import open_raster, read_part
+from deepsum_jax.rasters.grids import onto
 from deepsum_jax.rasters.options import Quality, ReadOptions
 from deepsum_jax.tiling.source import Rect
 
@@ -29,14 +29,14 @@ class MaskFile:
         own = self._dataset.transform
         placeless = own.is_identity or grid.transform.is_identity
         same = self._dataset.shape == tuple(grid.shape)
+        self._own = GeoBox(self._dataset.shape, own, self._dataset.crs)
         if placeless and not same:
             height, width = self._dataset.shape
             raise ValueError(
                 f"{path}: found a mask of {height}×{width} pixels that does not say where it lies, "
                 f"expected {grid.shape.y}×{grid.shape.x} like its date"
             )
-        aligned = own.almost_equals(grid.transform) and self._dataset.crs == grid.crs
-        self._same = same and (placeless or aligned)
+        self._same = same and placeless
 
     def reliable(self, rect: Rect, buffer: int) -> np.ndarray:
         """Which pixels [h, w] of a part of the date's grid it calls reliable, `buffer` pixels away
@@ -61,17 +61,12 @@ class MaskFile:
         columns = np.arange(rect.column, rect.column + rect.width)
         x, y = (a.ravel() for a in np.meshgrid(columns + 0.5, rows + 0.5))
         if not self._same:
-            t = self._grid.transform
-            x, y = t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f
-            theirs = self._dataset.crs
-            if self._grid.crs is not None and theirs is not None and self._grid.crs != theirs:
-                found = rasterio.warp.transform(str(self._grid.crs), theirs, x, y)
-                x, y = np.array(found[0]), np.array(found[1])
-            t = ~self._dataset.transform
-            x, y = t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f
-        row, column = np.floor(y + 1e-9).astype(int), np.floor(x + 1e-9).astype(int)
+            x, y = onto(self._grid, self._own, x, y)
         height, width = self._dataset.shape
+        # A pixel's centre on the edge of two mask pixels belongs to the latter, for all rounding.
+        row, column = (np.floor(np.clip(v + 1e-6, -1, n)) for v, n in ((y, height), (x, width)))
         known = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        row, column = row.astype(int), column.astype(int)
         clear = np.zeros(known.shape, bool)
         if known.any():
             top, left = int(row[known].min()), int(column[known].min())

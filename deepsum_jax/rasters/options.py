@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,10 +31,10 @@ class Quality:
         if self.clear:
             return np.isin(values, self.clear)
         if self.most is not None:
-            return np.asarray(values <= self.most)
+            return np.asarray(values <= self.most)  # NaN is not
         if not (self.bad_bits or self.bad_pairs):
-            return np.asarray(values != 0)
-        codes = values.astype(np.int64)
+            return np.asarray((values != 0) & (values == values))
+        codes = np.nan_to_num(values, nan=-1).astype(np.int64)  # of −1 all bits are set
         bad = np.zeros(values.shape, bool)
         for bit in self.bad_bits:
             bad |= (codes >> bit) & 1 == 1
@@ -134,7 +135,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--clear", type=_numbers, metavar="4,5,…", help="masks hold classes, and these are reliable"
     )
     meaning.add_argument(
-        "--bad-bits", type=_numbers, metavar="0,3,…", help="masks hold bits, and these hide a pixel"
+        "--bad-bits", type=_bits, metavar="0,3,…", help="masks hold bits, and these hide a pixel"
     )
     meaning.add_argument(
         "--max-probability",
@@ -167,16 +168,19 @@ def given(args: argparse.Namespace) -> list[str]:
         "bands", "bounds", "window", "warp", "nodata", "mask_pattern", "qa", "clear", "bad_bits",
         "max_probability", "mask_buffer", "dtype",
     )  # fmt: skip
-    found = [n for n in names if getattr(args, n) not in (None, (), False) and n != "mask_buffer"]
-    found += ["mask_buffer"] if args.mask_buffer else []
-    return ["--" + name.replace("_", "-") for name in found]
+    unused: dict[str, Any] = {"bands": (), "warp": False, "mask_buffer": 0}
+    return [_option(n) for n in names if getattr(args, n) != unused.get(n)]
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def parse(args: argparse.Namespace) -> ReadOptions:
     """The options that `add_arguments` asked for.
 
     Raises:
-      ValueError: a meaning of masks without masks.
+      ValueError: what masks mean, or their buffer, without masks; masks named twice.
     """
     if args.qa:
         quality = PRESETS[args.qa]
@@ -184,12 +188,14 @@ def parse(args: argparse.Namespace) -> ReadOptions:
         quality = Quality(args.clear or (), args.bad_bits or (), most=args.max_probability)
     if args.masks and args.mask_pattern:
         raise ValueError("--mask-pattern: found --masks besides, expected one of the two")
-    if quality != Quality() and not (args.masks or args.mask_pattern):
-        what = next(n for n in ("qa", "clear", "bad_bits", "max_probability") if vars(args)[n])
-        raise ValueError(
-            f"--{what.replace('_', '-')}: found no mask files, expected --masks or --mask-pattern "
-            "to name them"
-        )
+    about = {"--qa", "--clear", "--bad-bits", "--max-probability", "--mask-buffer"}
+    if not (args.masks or args.mask_pattern):
+        for option in given(args):
+            if option in about:
+                raise ValueError(
+                    f"{option}: found no mask files, expected --masks or --mask-pattern to name "
+                    "them"
+                )
     return ReadOptions(
         bands=tuple(args.bands),
         bounds=None if args.bounds is None else tuple(args.bounds),
@@ -218,6 +224,13 @@ def _numbers(text: str) -> tuple[int, ...]:
     if min(numbers) < 0 or max(numbers) > 2**31:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected whole numbers, as 4,5,6")
     return numbers
+
+
+def _bits(text: str) -> tuple[int, ...]:
+    bits = _numbers(text)
+    if max(bits) > 62:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected bits, 0 to 62")
+    return bits
 
 
 def _pattern(text: str) -> tuple[str, str]:

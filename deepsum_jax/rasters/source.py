@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio.warp
@@ -76,12 +76,14 @@ class RasterSource:
         ]
         self.paths = [path for paths in names for path in paths]
         self.paths += [path for path in masks if path is not None]
-        self.names = tuple(date.name for date in self._dates)
+        self.names = _told_apart(self._dates)
         self._bands = [_chosen_bands(date, self._dates, options.bands) for date in self._dates]
         self.channels = len(self._bands[0])
         self.dtype = np.result_type(*(date.dtype for date in self._dates))
         self._say_what_differs()
-        self.onto(self._find(reference, names))
+        fixed = None if reference == "clearest" else self._find(reference, names)
+        self._counted = self._dates[fixed or 0].grid  # what is asked for is in its pixels and units
+        self.onto(self._clearest() if fixed is None else fixed)
 
     # --- the reference
 
@@ -92,8 +94,6 @@ class RasterSource:
             raise ValueError(f"--reference: found {reference}, expected 0 to {len(names) - 1}")
         if reference == "first":
             return 0
-        if reference == "clearest":
-            return int(np.argmax([self._clear_area(n) for n in range(len(names))]))
         wanted = os.path.realpath(reference)
         for n, paths in enumerate(names):
             if wanted in [os.path.realpath(p) for p in paths] or str(reference) == self.names[n]:
@@ -103,10 +103,16 @@ class RasterSource:
             "the dates' files"
         )
 
+    def _clearest(self) -> int:
+        grids.area(self._counted, self._options)  # raises what is wrong with the area itself
+        return int(np.argmax([self._clear_area(n) for n in range(len(self._dates))]))
+
     def _clear_area(self, n: int) -> float:
         """How many pixels of a date are reliable within the area asked for, about."""
-        date = self._dates[n]
-        rect = grids.area(date.grid, self._options)
+        try:
+            rect = grids.area(self._dates[n].grid, self._options, self._counted)
+        except ValueError:  # not there
+            return -1.0
         step = max(1, -(-max(rect.height, rect.width) // _LOOK))
         # Whole rows of cells, evenly spread, of a date too large to be read for this.
         rows = range(rect.row, rect.row + rect.height, 64 * step)
@@ -125,7 +131,7 @@ class RasterSource:
         """
         self.reference = reference
         grid = self._dates[reference].grid
-        self._area = grids.area(grid, self._options)
+        self._area = grids.area(grid, self._options, self._counted)
         self.height, self.width = self._area.height, self._area.width
         bands = self._bands[reference]
         date = self._dates[reference]
@@ -153,37 +159,35 @@ class RasterSource:
         date, reference = self._dates[n], self._dates[self.reference]
         found = grids.place(date.grid, reference.grid)
         if isinstance(found, Mismatch):
+            if (date.crs is None) != (reference.crs is None):
+                raise ValueError(
+                    f"{date.paths[0]}: found {found.reason} of {reference.paths[0].name}, and no "
+                    "way to resample between them; give both a CRS, as by rio edit-info --crs"
+                )
             if not self._options.warp:
                 raise ValueError(
                     f"{date.paths[0]}: found {found.reason} of {reference.paths[0].name}; --warp "
                     "resamples it, which takes detail from it"
                 )
             warnings.warn(
-                f"{date.name}: resampled ({found.reason}); what lay between its pixels is lost to "
+                f"{self.names[n]}: resampled ({found.reason}); what lay between its pixels is lost to "
                 "super-resolution",
                 UserWarning,
                 stacklevel=4,
             )
-            if not self._meets(n):
-                raise ValueError(self._beside(n))
-            return None
-        row, column = self._area.row - found.row, self._area.column - found.column
-        height, width = date.grid.shape
-        if row >= height or column >= width or row + self.height <= 0 or column + self.width <= 0:
-            raise ValueError(self._beside(n))
-        return found
-
-    def _beside(self, n: int) -> str:
-        return (
-            f"{self._dates[n].paths[0]}: found no overlap with the area of "
-            f"{self._dates[self.reference].paths[0].name}, expected dates of one place"
-        )
-
-    def _meets(self, n: int) -> bool:
-        window = self._source_window(n, Rect(0, 0, self.height, self.width))
-        height, width = self._dates[n].grid.shape
-        down = window.row < height and window.row + window.height > 0
-        return down and window.column < width and window.column + window.width > 0
+        height, width = reference.grid.shape
+        if isinstance(found, Mismatch):
+            theirs = self._source_window(
+                n, Rect(-self._area.row, -self._area.column, height, width)
+            )
+        else:
+            theirs = Rect(-found.row, -found.column, height, width)
+        if not _meets(theirs, date.grid.shape):
+            raise ValueError(
+                f"{date.paths[0]}: found no overlap with {reference.paths[0].name}, expected dates "
+                "of one place"
+            )
+        return None if isinstance(found, Mismatch) else found
 
     # --- reading
 
@@ -212,27 +216,29 @@ class RasterSource:
         return Part(values, there, mask.reliable(rect, self._options.buffer))
 
     def _source_window(self, n: int, rect: Rect) -> Rect:
-        """What of a date a part of the area shows, and a little around it."""
+        """What of a date a part of the area shows, and a little around it; empty where nothing."""
         own, theirs = self._dates[self.reference].grid, self._dates[n].grid
         edge = np.linspace(0, 1, 9)
         x = np.concatenate([edge, edge, 0 * edge, 0 * edge + 1]) * rect.width
         y = np.concatenate([0 * edge, 0 * edge + 1, edge, edge]) * rect.height
-        t = own.transform
         x, y = x + rect.column + self._area.column, y + rect.row + self._area.row
-        x, y = t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f
-        if own.crs is not None and theirs.crs is not None and own.crs != theirs.crs:
-            found = rasterio.warp.transform(str(own.crs), str(theirs.crs), x, y)
-            x, y = np.array(found[0]), np.array(found[1])
-        t = ~theirs.transform
-        x, y = t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f
+        x, y = grids.onto(own, theirs, x, y)
+        if not np.isfinite((x, y)).all():  # the two CRS share no such place
+            return Rect(0, 0, 0, 0)
         left, top = int(np.floor(x.min())) - _AROUND, int(np.floor(y.min())) - _AROUND
         right, bottom = int(np.ceil(x.max())) + _AROUND, int(np.ceil(y.max())) + _AROUND
-        return Rect(top, left, bottom - top, right - left)
+        height, width = theirs.shape
+        top, bottom = max(top, 0), min(bottom, height)
+        left, right = max(left, 0), min(right, width)
+        return Rect(top, left, max(bottom - top, 0), max(right - left, 0))
 
     def _warped(self, n: int, rect: Rect) -> Part:
         """A date resampled: values by cubic convolution, masks by the nearest pixel."""
-        found = self._own_part(n, self._source_window(n, rect))
         window = self._source_window(n, rect)
+        if not window.height * window.width:
+            nothing = np.zeros((rect.height, rect.width), bool)
+            return Part(np.zeros((*nothing.shape, self.channels), self.dtype), nothing, nothing)
+        found = self._own_part(n, window)
         theirs, own = self._dates[n].grid, self._dates[self.reference].grid
         place = {
             "src_transform": theirs.transform @ Affine.translation(window.column, window.row),
@@ -268,8 +274,8 @@ class RasterSource:
         for date, bands in zip(self._dates[1:], self._bands[1:]):
             if date.scaling(bands) != wanted:
                 warnings.warn(
-                    f"{date.name}: its scale and offset {date.scaling(bands)} are not those of "
-                    f"{first.name}, {wanted}: its level may differ",
+                    f"{date.paths[0].name}: its scale and offset {date.scaling(bands)} are not "
+                    f"those of {first.paths[0].name}, {wanted}: its level may differ",
                     UserWarning,
                     stacklevel=3,
                 )
@@ -302,6 +308,22 @@ class RasterSource:
     def close(self) -> None:
         for date in self._dates:
             date.close()
+
+
+def _told_apart(dates: Sequence[Date]) -> tuple[str, ...]:
+    """What messages call dates: their files' names, with as many folders as tell them apart."""
+    parts = [date.paths[0].absolute().with_suffix("").parts for date in dates]
+    for taken in range(1, max(len(p) for p in parts)):
+        names = tuple("/".join(p[-taken:]) for p in parts)
+        if len(set(names)) == len(names):
+            return names
+    return tuple(str(date.paths[0]) for date in dates)
+
+
+def _meets(rect: Rect, shape: Any) -> bool:
+    """Whether a part lies at least partly within [0, h) × [0, w)."""
+    down = rect.row < shape[0] and rect.row + rect.height > 0
+    return bool(down and rect.column < shape[1] and rect.column + rect.width > 0)
 
 
 def _check_different(names: Sequence[Sequence[Path]]) -> None:
@@ -337,8 +359,10 @@ def _chosen_bands(date: Date, dates: Sequence[Date], asked: Sequence[str]) -> li
     """
     if asked:
         return [_band(date, name) for name in asked]
-    counts = {d.count for d in dates}
+    counts, first = {d.count for d in dates}, dates[0].labels
     if len(counts) == 1:
+        if all(first) and len(set(first)) == len(first) and set(date.labels) == set(first):
+            return [date.labels.index(label) for label in first]  # in whatever order they lie
         return list(range(date.count))
     shared = [label for label in dates[0].labels if label and all(label in d.labels for d in dates)]
     if not shared:
@@ -352,7 +376,7 @@ def _chosen_bands(date: Date, dates: Sequence[Date], asked: Sequence[str]) -> li
 def _band(date: Date, name: str) -> int:
     if name in date.labels:
         return date.labels.index(name)
-    if name.isdigit():
+    if name.isdecimal():
         if 1 <= int(name) <= date.count:
             return int(name) - 1
         raise ValueError(f"{date.paths[0]}: found no band {name}, expected 1 to {date.count}")
