@@ -15,7 +15,7 @@ from rasterio.transform import Affine
 from deepsum_jax.rasters import grids
 from deepsum_jax.rasters.grids import Mismatch, Place
 from deepsum_jax.rasters.options import ReadOptions
-from tests.rasters import LEFT, TOP, UTM, grid
+from rastering import LEFT, TOP, UTM, grid
 
 SIZE = (40, 60)
 PIXELS = [(10, 10), (0.5, 0.5), (3031.5584415584412, 3020.1315789473683), (1e-5, 2e-5)]
