@@ -10,12 +10,12 @@ import pytest
 pytest.importorskip("rasterio", reason="needs the extra geo")
 
 from odc.geo.geobox import GeoBox
+from rastering import LEFT, TOP, UTM, grid
 from rasterio.transform import Affine
 
 from deepsum_jax.rasters import grids
 from deepsum_jax.rasters.grids import Mismatch, Place
 from deepsum_jax.rasters.options import ReadOptions
-from rastering import LEFT, TOP, UTM, grid
 
 SIZE = (40, 60)
 PIXELS = [(10, 10), (0.5, 0.5), (3031.5584415584412, 3020.1315789473683), (1e-5, 2e-5)]

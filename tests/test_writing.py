@@ -163,15 +163,19 @@ def test_what_is_written_is_on_the_disk_before_it_gets_its_name(
     folder_of(tmp_path / "f", "old")
     told: list[str] = []
     settle, replace = files._settle, files._replace
-    monkeypatch.setattr(
-        files, "_settle", lambda *p: (told.append(" ".join(q.name for q in p)), settle(*p))
-    )
-    monkeypatch.setattr(
-        files, "_replace", lambda one, other: (told.append("renamed"), replace(one, other))
-    )
+
+    def settled(*paths: Path) -> None:
+        told.append(" ".join(path.name for path in paths))
+        settle(*paths)
+
+    def renamed(one: Path, other: Path) -> None:
+        told.append("renamed")
+        replace(one, other)
+
+    monkeypatch.setattr(files, "_settle", settled)
+    monkeypatch.setattr(files, "_replace", renamed)
     folder_of(tmp_path / "f", "new")
-    aside = f".f.{os.getpid()}.tmp"
-    assert told == [f"in a {aside}", "renamed", tmp_path.name]
+    assert told == [f"in a .f.{os.getpid()}.tmp", "renamed", tmp_path.name]
     told.clear()
     with files.written_aside(tmp_path / "g") as aside:
         files.write_json(aside / "b.json", [])  # settles with the whole
