@@ -170,8 +170,8 @@ class RasterSource:
                     "resamples it, which takes detail from it"
                 )
             warnings.warn(
-                f"{self.names[n]}: resampled ({found.reason}); what lay between its pixels is lost to "
-                "super-resolution",
+                f"{self.names[n]}: resampled ({found.reason}); what lay between its pixels is "
+                "lost to super-resolution",
                 UserWarning,
                 stacklevel=4,
             )
