@@ -6,19 +6,22 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
 from odc.geo.geobox import GeoBox
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
+from deepsum_jax.rasters.values import holds
 from deepsum_jax.tiling.source import Rect
 
 # GDAL's datasets are not to be used by two threads at once, and files are read fast enough by one.
 _READING = threading.RLock()
+_LOOK = 256  # pixels on either side that a band tagged alpha is judged by
+_OPAQUE = 0.9  # share of pixels that are either wholly there or not at all, of a true alpha band
 
 
 def open_raster(path: Path) -> Any:
@@ -34,10 +37,19 @@ def open_raster(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # said once, by `source`
-            return rasterio.open(path)
+            dataset = rasterio.open(path)
     except RasterioError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: found no raster that GDAL reads ({reason[:200]})") from None
+        raise ValueError(
+            f"{path}: found no raster that GDAL reads ({_reason(error)}), expected a GeoTIFF or "
+            "another of its formats, whole"
+        ) from None
+    if dataset.count == 0:
+        parts = f"{len(dataset.subdatasets)} rasters within" if dataset.subdatasets else "no bands"
+        raise ValueError(
+            f"{path}: found {parts}, expected a file of one raster; gdal_translate makes one of "
+            "each"
+        )
+    return dataset
 
 
 def read_part(dataset: Any, bands: Sequence[int], rect: Rect, masked: bool = False) -> np.ndarray:
@@ -52,37 +64,89 @@ def read_part(dataset: Any, bands: Sequence[int], rect: Rect, masked: bool = Fal
         try:
             return np.asarray(read(list(bands), window=window))
         except RasterioError as error:
-            reason = " ".join(str(error).split())
             raise ValueError(
-                f"{dataset.name}: found a raster that is cut short or damaged ({reason[:200]}), "
+                f"{dataset.name}: found a raster that is cut short or damaged ({_reason(error)}), "
                 "expected one that reads; fetch it anew"
             ) from None
 
 
-def is_alpha(dataset: Any, band: int) -> bool:
-    """Whether a band is a mask rather than a measurement: where the dataset's own flags use it as
-    one. A band that is merely tagged alpha, as NAIP's near infrared is, is none."""
+def _reason(error: BaseException) -> str:
+    """What GDAL says, where rasterio only says that GDAL said it."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    return " ".join(str(first).split())[:200]
+
+
+def _is_alpha(dataset: Any, band: int) -> bool:
+    """Whether a band is a mask rather than a measurement.
+
+    It is where GDAL uses it as one, nothing names it otherwise, and nearly all of its values are
+    one of two, none and all: in aerial imagery the near infrared often is the fourth band, which
+    writers of GeoTIFFs tag as alpha.
+    """
     alpha = MaskFlags.alpha
     used = any(alpha in flags for flags in dataset.mask_flag_enums)
-    return bool(used and dataset.colorinterp[band - 1] == ColorInterp.alpha)
+    if not used or dataset.colorinterp[band - 1] != ColorInterp.alpha:
+        return False
+    name = (dataset.descriptions[band - 1] or "").lower()
+    if name and not any(word in name for word in ("alpha", "mask")):
+        return False
+    shape = tuple(min(n, _LOOK) for n in dataset.shape)
+    try:
+        look = dataset.read(band, out_shape=shape, resampling=Resampling.nearest)
+    except RasterioError:
+        return True  # `read_part` says it
+    return bool(np.isin(look, (0, look.max())).mean() >= _OPAQUE)
+
+
+class _File(NamedTuple):
+    """A dataset, and what GDAL would have to be asked for again and again."""
+
+    dataset: Any
+    bands: tuple[int, ...]  # that are measurements, from 1 on
+    alpha: int | None
+    masked: bool  # by one mask for all bands that is no band itself
+    own_masks: tuple[int, ...]  # bands with a mask of their own
+
+
+def _file(path: Path) -> _File:
+    dataset = open_raster(path)
+    alpha = next((band for band in dataset.indexes if _is_alpha(dataset, band)), None)
+    flags = [set(f) for f in dataset.mask_flag_enums]
+    return _File(
+        dataset,
+        tuple(band for band in dataset.indexes if band != alpha),
+        alpha,
+        any(MaskFlags.per_dataset in f and MaskFlags.alpha not in f for f in flags),
+        tuple(band for band, f in zip(dataset.indexes, flags) if not f),
+    )
 
 
 class Date:
     """One date's files, of one grid.
 
+    Args:
+      paths: of its files; their bands are the date's, in this order.
+      nodata: in place of what the files say.
+
     Attributes:
       grid: of its pixels.
-      labels: names of its bands, a number where a band has none.
-      dtype, scales, offsets: of its bands.
+      labels: names of its bands, "" where a band has none.
+      dtype: that holds all its bands.
+
+    Raises:
+      FileNotFoundError, ValueError: files that are none, of several grids, or of other numbers than
+        real ones; one line.
     """
 
     def __init__(self, paths: Sequence[Path], nodata: float | None = None) -> None:
         self.paths = tuple(paths)
-        self._datasets = [open_raster(path) for path in self.paths]
-        first = self._datasets[0]
+        self._files = [_file(path) for path in self.paths]
+        first = self._files[0].dataset
         self.crs = first.crs
         self.grid = GeoBox(first.shape, first.transform, first.crs)
-        for path, dataset in zip(self.paths, self._datasets):
+        for path, (dataset, *_) in zip(self.paths, self._files):
             if (dataset.shape, dataset.transform, dataset.crs) != (
                 first.shape, first.transform, first.crs,
             ):  # fmt: skip
@@ -90,20 +154,21 @@ class Date:
                     f"{path}: found another grid than that of {self.paths[0]}, expected bands of "
                     "one date on one grid"
                 )
-        self._bands = [
-            (dataset, band)
-            for dataset in self._datasets
-            for band in dataset.indexes
-            if not is_alpha(dataset, band)
-        ]
+        self._bands = [(n, band) for n, file in enumerate(self._files) for band in file.bands]
         if not self._bands:
-            raise ValueError(f"{self.paths[0]}: found no band but an alpha band")
-        self.labels = tuple(d.descriptions[b - 1] or "" for d, b in self._bands)
-        self._nodata = nodata
-        kinds = {d.dtypes[b - 1] for d, b in self._bands}
+            raise ValueError(f"{self.paths[0]}: found no band but a mask, expected measurements")
+        self.labels = tuple(d.descriptions[b - 1] or "" for d, b in self._each())
+        kinds = {str(d.dtypes[b - 1]) for d, b in self._each()}
+        for kind in kinds:
+            if "complex" in kind:
+                raise ValueError(f"{self.paths[0]}: found {kind} values, expected real numbers")
         self.dtype = np.result_type(*(np.dtype(kind) for kind in kinds))
-        if self.dtype.kind not in "uif":
-            raise ValueError(f"{self.paths[0]}: found {self.dtype} values, expected real numbers")
+        self._nodata = nodata
+
+    def _each(self, bands: Sequence[int] | None = None) -> list[tuple[Any, int]]:
+        """The dataset, and the number there, of bands (from 0 on)."""
+        chosen = self._bands if bands is None else [self._bands[n] for n in bands]
+        return [(self._files[n].dataset, band) for n, band in chosen]
 
     @property
     def count(self) -> int:
@@ -113,21 +178,26 @@ class Date:
     @property
     def has_place(self) -> bool:
         """Whether its files say where they lie."""
-        return not self._datasets[0].transform.is_identity
+        return not self._files[0].dataset.transform.is_identity
 
     def scaling(self, bands: Sequence[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Scales and offsets of bands (from 0 on)."""
-        pairs = [(d.scales[b - 1], d.offsets[b - 1]) for d, b in (self._bands[n] for n in bands)]
+        pairs = [(d.scales[b - 1], d.offsets[b - 1]) for d, b in self._each(bands)]
         return tuple(s for s, _ in pairs), tuple(o for _, o in pairs)
 
     def colours(self, bands: Sequence[int]) -> tuple[str, ...]:
         """What bands are drawn as, by GDAL's names."""
-        return tuple(d.colorinterp[b - 1].name for d, b in (self._bands[n] for n in bands))
+        return tuple(d.colorinterp[b - 1].name for d, b in self._each(bands))
 
     def nodata_of(self, band: int) -> float | None:
-        """The value that says that there is none, of a band (from 0 on)."""
-        dataset, number = self._bands[band]
-        return dataset.nodatavals[number - 1] if self._nodata is None else self._nodata
+        """The value that says that there is none, of a band (from 0 on); None where there is no
+        such value, or none that the band's numbers can have."""
+        if self._nodata is not None:
+            return self._nodata
+        [(dataset, number)] = self._each([band])
+        found = dataset.nodatavals[number - 1]
+        kind = np.dtype(dataset.dtypes[number - 1])
+        return None if found is None or not holds(kind, found) else float(found)
 
     def read(self, bands: Sequence[int], rect: Rect) -> tuple[np.ndarray, np.ndarray]:
         """Bands (from 0 on) of a part of it: raw values [h, w, C], and which pixels are there in
@@ -138,30 +208,41 @@ class Date:
         if inner is None:
             return values, known
         there = np.ones((inner.height, inner.width), bool)
-        for n, band in enumerate(bands):
-            dataset, number = self._bands[band]
-            part = read_part(dataset, [number], inner)[0]
-            values[(*within, n)] = part
-            there &= self._there(dataset, number, part, band, inner)
+        for n, file in enumerate(self._files):
+            places = [k for k, band in enumerate(bands) if self._bands[band][0] == n]
+            if not places:
+                continue
+            numbers = [self._bands[bands[k]][1] for k in places]
+            found = read_part(file.dataset, numbers, inner)
+            for k, part in zip(places, found):
+                values[(*within, k)] = part
+                there &= _has_value(part, self.nodata_of(bands[k]))
+            there &= _unmasked(file, numbers, inner)
         known[within] = there
         return values, known
 
-    def _there(
-        self, dataset: Any, number: int, part: np.ndarray, band: int, inner: Rect
-    ) -> np.ndarray:
-        there = np.isfinite(part) if part.dtype.kind == "f" else np.ones(part.shape, bool)
-        nodata = self.nodata_of(band)
-        if nodata is not None and np.isfinite(nodata):
-            there &= part != nodata
-        flags = dataset.mask_flag_enums[number - 1]
-        if MaskFlags.per_dataset in flags or not {MaskFlags.all_valid, MaskFlags.nodata} & {*flags}:
-            there &= read_part(dataset, [number], inner, masked=True)[0] > 0
-        return there
-
     def close(self) -> None:
         with _READING:
-            for dataset in self._datasets:
-                dataset.close()
+            for file in self._files:
+                file.dataset.close()
+
+
+def _has_value(part: np.ndarray, nodata: float | None) -> np.ndarray:
+    there = np.isfinite(part) if part.dtype.kind == "f" else np.ones(part.shape, bool)
+    if nodata is not None and np.isfinite(nodata) and holds(part.dtype, nodata):
+        there &= part != part.dtype.type(nodata)
+    return there
+
+
+def _unmasked(file: _File, numbers: Sequence[int], rect: Rect) -> np.ndarray:
+    """Where neither alpha nor a mask of the file's hides one of some bands: [h, w]."""
+    clear = np.ones((rect.height, rect.width), bool)
+    if file.alpha is not None:
+        clear &= read_part(file.dataset, [file.alpha], rect)[0] > 0
+    masks = [*numbers[:1]] if file.masked else [n for n in numbers if n in file.own_masks]
+    if masks:
+        clear &= (read_part(file.dataset, masks, rect, masked=True) > 0).all(axis=0)
+    return clear
 
 
 def _inside(rect: Rect, shape: Any) -> tuple[Rect | None, tuple[slice, slice]]:

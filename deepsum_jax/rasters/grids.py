@@ -71,13 +71,15 @@ def place(grid: GeoBox, reference: GeoBox) -> Place | Mismatch:
 
 
 def _name(crs: Any) -> str:
-    return "none" if crs is None else str(crs)
+    if crs is None:
+        return "none"
+    return f"EPSG:{crs.epsg}" if crs.epsg else crs.proj.name
 
 
 def _pixel(grid: GeoBox) -> str:
     t = grid.transform
     x, y = float(np.hypot(t.a, t.d)), float(np.hypot(t.b, t.e))
-    return f"{x:.6g} × {y:.6g}"
+    return f"{x:.9g} × {y:.9g}"
 
 
 def area(reference: GeoBox, options: ReadOptions, counted: GeoBox | None = None) -> Rect:
@@ -171,4 +173,5 @@ def onto(
 
 
 def _through(t: Affine, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f
+    with np.errstate(invalid="ignore"):  # 0 · ∞, where there is no such place
+        return t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f

@@ -20,12 +20,12 @@ class MaskFile:
 
     Raises:
       FileNotFoundError, ValueError: as `open_raster`; a file without place of another size than
-        its date's.
+        its date's; when read, classes or bits that nothing says how to read.
     """
 
     def __init__(self, path: Path, grid: GeoBox, quality: Quality) -> None:
         self._dataset = open_raster(path)
-        self._grid, self._quality = grid, quality
+        self._path, self._grid, self._quality = path, grid, quality
         own = self._dataset.transform
         placeless = own.is_identity or grid.transform.is_identity
         same = self._dataset.shape == tuple(grid.shape)
@@ -66,15 +66,34 @@ class MaskFile:
         # A pixel's centre on the edge of two mask pixels belongs to the latter, for all rounding.
         row, column = (np.floor(np.clip(v + 1e-6, -1, n)) for v, n in ((y, height), (x, width)))
         known = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        row, column = row.astype(int), column.astype(int)
         clear = np.zeros(known.shape, bool)
         if known.any():
-            top, left = int(row[known].min()), int(column[known].min())
-            size = int(row[known].max()) - top + 1, int(column[known].max()) - left + 1
+            row, column = row[known].astype(int), column[known].astype(int)
+            top, left = int(row.min()), int(column.min())
+            size = int(row.max()) - top + 1, int(column.max()) - left + 1
             values = read_part(self._dataset, [1], Rect(top, left, *size))[0]
-            clear[known] = self._quality.reliable(values)[row[known] - top, column[known] - left]
+            clear[known] = self._says(values)[row - top, column - left]
         shape = (rect.height, rect.width)
         return clear.reshape(shape), known.reshape(shape)
+
+    def _says(self, values: np.ndarray) -> np.ndarray:
+        """Which of its values are reliable."""
+        if self._quality == Quality():
+            # Any value but 0, yet one only, and one that is used for it: classes and bits are not
+            # reliable wherever they are not 0.
+            known = values[np.isfinite(values) & (values != 0)]
+            top = known.max(initial=0)
+            full = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else 1
+            if (known != top).any() or top not in (0, 1, 255, full):
+                raise ValueError(
+                    f"{self._path}: found {known.min():g} to {top:g} in a mask, expected 0 "
+                    "(hidden) and 1 or 255 (reliable); --qa, --clear, --bad-bits or "
+                    "--max-probability say what other values mean"
+                )
+        return self._quality.reliable(values)
+
+    def close(self) -> None:
+        self._dataset.close()
 
 
 def mask_paths(dates: Sequence[Sequence[Path]], options: ReadOptions) -> list[Path | None]:

@@ -235,7 +235,7 @@ def _bits(text: str) -> tuple[int, ...]:
 
 def _pattern(text: str) -> tuple[str, str]:
     old, equals, new = text.partition("=")
-    if not old or not equals:
+    if not old or not equals or old == new:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected OLD=NEW, as _B4=_BQA")
     return old, new
 

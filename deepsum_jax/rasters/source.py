@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-import rasterio.warp
-from rasterio.enums import Resampling
+from odc.geo.geobox import GeoBox
 from rasterio.transform import Affine
 
-from deepsum_jax.config import nearest
-from deepsum_jax.rasters import grids
+from deepsum_jax.rasters import grids, listed, warping
 from deepsum_jax.rasters.dates import Date
 from deepsum_jax.rasters.georeference import Georeference
 from deepsum_jax.rasters.grids import Mismatch, Place
 from deepsum_jax.rasters.masks import MaskFile, mask_paths
 from deepsum_jax.rasters.options import ReadOptions
+from deepsum_jax.rasters.values import holds
+from deepsum_jax.rasters.warping import Part
 from deepsum_jax.tiling.source import Rect
 
 _LOOK = 1024  # pixels on either side that the clearest date is chosen by, at most
-_AROUND = 4  # pixels around a part that resampling reads
-
-
-class Part(NamedTuple):
-    """One date on a part of the reference's grid."""
-
-    values: np.ndarray  # [h, w, C] raw
-    there: np.ndarray  # [h, w], where it has values
-    clear: np.ndarray  # [h, w], where no mask file hides it
-
-
-def split_names(inputs: Sequence[Path]) -> list[list[Path]]:
-    """The files of each date: A+B are two of one, unless a file has that very name."""
-    return [
-        [path]
-        if path.exists() or "+" not in str(path)
-        else [Path(part) for part in str(path).split("+") if part]
-        for path in inputs
-    ]
+_ROWS = 64  # that are looked at in one go
 
 
 class RasterSource:
@@ -65,8 +45,9 @@ class RasterSource:
         self, inputs: Sequence[Path], options: ReadOptions = ReadOptions(),
         reference: int | str | Path = "clearest",
     ) -> None:  # fmt: skip
-        names = split_names(inputs)
-        _check_different(names)
+        names = listed.split_names(inputs)
+        listed.check_different(names)
+        self.names = listed.told_apart(names)
         self._options = options
         self._dates = [Date(paths, options.nodata) for paths in names]
         masks = mask_paths(names, options)
@@ -76,27 +57,32 @@ class RasterSource:
         ]
         self.paths = [path for paths in names for path in paths]
         self.paths += [path for path in masks if path is not None]
-        self.names = _told_apart(self._dates)
-        self._bands = [_chosen_bands(date, self._dates, options.bands) for date in self._dates]
+        self._bands = listed.chosen_bands(self._dates, options.bands)
         self.channels = len(self._bands[0])
         self.dtype = np.result_type(*(date.dtype for date in self._dates))
+        if options.nodata is not None and not holds(self.dtype, options.nodata):
+            raise ValueError(
+                f"--nodata {options.nodata:g}: found {self.dtype} values, expected one of those "
+                "that they can have"
+            )
         self._say_what_differs()
-        fixed = None if reference == "clearest" else self._find(reference, names)
+        fixed = None if reference == "clearest" else self._find(reference)
         self._counted = self._dates[fixed or 0].grid  # what is asked for is in its pixels and units
         self.onto(self._clearest() if fixed is None else fixed)
 
     # --- the reference
 
-    def _find(self, reference: int | str | Path, names: Sequence[Sequence[Path]]) -> int:
+    def _find(self, reference: int | str | Path) -> int:
+        count = len(self._dates)
         if isinstance(reference, int):
-            if 0 <= reference < len(names):
+            if 0 <= reference < count:
                 return reference
-            raise ValueError(f"--reference: found {reference}, expected 0 to {len(names) - 1}")
+            raise ValueError(f"--reference: found {reference}, expected 0 to {count - 1}")
         if reference == "first":
             return 0
         wanted = os.path.realpath(reference)
-        for n, paths in enumerate(names):
-            if wanted in [os.path.realpath(p) for p in paths] or str(reference) == self.names[n]:
+        for n, date in enumerate(self._dates):
+            if wanted in map(os.path.realpath, date.paths) or str(reference) == self.names[n]:
                 return n
         raise ValueError(
             f"--reference: found {reference}, expected clearest, first, a date's number or one of "
@@ -108,20 +94,20 @@ class RasterSource:
         return int(np.argmax([self._clear_area(n) for n in range(len(self._dates))]))
 
     def _clear_area(self, n: int) -> float:
-        """How many pixels of a date are reliable within the area asked for, about."""
+        """How many pixels of a date are reliable within the area asked for; an estimate from some
+        of the rows where there are many."""
         try:
             rect = grids.area(self._dates[n].grid, self._options, self._counted)
         except ValueError:  # not there
             return -1.0
         step = max(1, -(-max(rect.height, rect.width) // _LOOK))
-        # Whole rows of cells, evenly spread, of a date too large to be read for this.
-        rows = range(rect.row, rect.row + rect.height, 64 * step)
-        count = 0
-        for row in rows:
-            high = min(64, rect.row + rect.height - row)
-            part = self._own_part(n, Rect(row, rect.column, high, rect.width))
-            count += int(np.count_nonzero(part.there & part.clear))
-        return float(count)
+        clear = read = 0
+        for row in range(0, rect.height, _ROWS * step):
+            high = min(_ROWS, rect.height - row)
+            part = self._own_part(n, Rect(rect.row + row, rect.column, high, rect.width))
+            clear += int(np.count_nonzero(part.there & part.clear))
+            read += high
+        return clear * (rect.height / read)
 
     def onto(self, reference: int) -> None:
         """Makes a date the reference: its grid is the stack's from here on.
@@ -132,6 +118,7 @@ class RasterSource:
         self.reference = reference
         grid = self._dates[reference].grid
         self._area = grids.area(grid, self._options, self._counted)
+        self._grid = _cut(grid, self._area)
         self.height, self.width = self._area.height, self._area.width
         bands = self._bands[reference]
         date = self._dates[reference]
@@ -139,7 +126,7 @@ class RasterSource:
         labels = [date.labels[b] or None for b in bands]
         self.georeference = Georeference(
             crs=date.crs,
-            transform=grid.transform @ Affine.translation(self._area.column, self._area.row),
+            transform=self._grid.transform,
             height=self.height,
             width=self.width,
             dtype=date.dtype.name,
@@ -170,24 +157,26 @@ class RasterSource:
                     "resamples it, which takes detail from it"
                 )
             warnings.warn(
-                f"{self.names[n]}: resampled ({found.reason}); what lay between its pixels is lost "
-                "to super-resolution",
+                f"{self.names[n]}: resampled ({found.reason}); what lay between its pixels is "
+                "lost to super-resolution",
                 UserWarning,
                 stacklevel=4,
             )
-        height, width = reference.grid.shape
-        if isinstance(found, Mismatch):
-            theirs = self._source_window(
-                n, Rect(-self._area.row, -self._area.column, height, width)
-            )
-        else:
-            theirs = Rect(-found.row, -found.column, height, width)
-        if not _meets(theirs, date.grid.shape):
+        if not self._meets(n, found):
             raise ValueError(
                 f"{date.paths[0]}: found no overlap with {reference.paths[0].name}, expected dates "
                 "of one place"
             )
         return None if isinstance(found, Mismatch) else found
+
+    def _meets(self, n: int, found: Place | Mismatch) -> bool:
+        """Whether a date shows anything of the reference, within the area or beside it."""
+        grid, reference = self._dates[n].grid, self._dates[self.reference].grid
+        if isinstance(found, Mismatch):
+            return warping.shown(grid, reference) is not None
+        height, width = grid.shape
+        down = -height < found.row < reference.shape.y
+        return bool(down and -width < found.column < reference.shape.x)
 
     # --- reading
 
@@ -215,56 +204,14 @@ class RasterSource:
             return Part(values, there, np.ones_like(there))
         return Part(values, there, mask.reliable(rect, self._options.buffer))
 
-    def _source_window(self, n: int, rect: Rect) -> Rect:
-        """What of a date a part of the area shows, and a little around it; empty where nothing."""
-        own, theirs = self._dates[self.reference].grid, self._dates[n].grid
-        edge = np.linspace(0, 1, 9)
-        x = np.concatenate([edge, edge, 0 * edge, 0 * edge + 1]) * rect.width
-        y = np.concatenate([0 * edge, 0 * edge + 1, edge, edge]) * rect.height
-        x, y = x + rect.column + self._area.column, y + rect.row + self._area.row
-        x, y = grids.onto(own, theirs, x, y)
-        if not np.isfinite((x, y)).all():  # the two CRS share no such place
-            return Rect(0, 0, 0, 0)
-        left, top = int(np.floor(x.min())) - _AROUND, int(np.floor(y.min())) - _AROUND
-        right, bottom = int(np.ceil(x.max())) + _AROUND, int(np.ceil(y.max())) + _AROUND
-        height, width = theirs.shape
-        top, bottom = max(top, 0), min(bottom, height)
-        left, right = max(left, 0), min(right, width)
-        return Rect(top, left, max(bottom - top, 0), max(right - left, 0))
-
     def _warped(self, n: int, rect: Rect) -> Part:
-        """A date resampled: values by cubic convolution, masks by the nearest pixel."""
-        window = self._source_window(n, rect)
-        if not window.height * window.width:
+        onto, grid = _cut(self._grid, rect), self._dates[n].grid
+        needed = warping.shown(grid, onto)
+        if needed is None:
             nothing = np.zeros((rect.height, rect.width), bool)
             return Part(np.zeros((*nothing.shape, self.channels), self.dtype), nothing, nothing)
-        found = self._own_part(n, window)
-        theirs, own = self._dates[n].grid, self._dates[self.reference].grid
-        place = {
-            "src_transform": theirs.transform @ Affine.translation(window.column, window.row),
-            "src_crs": str(theirs.crs),
-            "dst_transform": own.transform
-            @ Affine.translation(self._area.column + rect.column, self._area.row + rect.row),
-            "dst_crs": str(own.crs),
-        }
-
-        def moved(image: np.ndarray, how: Resampling) -> np.ndarray:
-            out = np.full((*image.shape[:-2], rect.height, rect.width), np.nan, np.float32)
-            rasterio.warp.reproject(
-                image, out, src_nodata=np.nan, dst_nodata=np.nan, resampling=how, **place
-            )
-            return out
-
-        known = np.where(found.there[..., None], found.values.astype(np.float32), np.nan)
-        values = np.moveaxis(moved(np.moveaxis(known, -1, 0), Resampling.cubic), 0, -1)
-        flags = np.stack([found.there, found.clear]).astype(np.float32)
-        there, clear = moved(flags, Resampling.nearest) > 0.5
-        there &= np.isfinite(values).all(axis=-1)
-        values = np.where(there[..., None], values, 0)
-        if self.dtype.kind in "ui":
-            info = np.iinfo(self.dtype)
-            values = np.clip(np.rint(values), info.min, info.max)
-        return Part(values.astype(self.dtype), there, clear)
+        own, density = self._own_part(n, needed), warping.density(grid, self._grid)
+        return warping.warped(own, _cut(grid, needed), onto, self.dtype, density)
 
     # --- what is said of the dates
 
@@ -308,81 +255,12 @@ class RasterSource:
     def close(self) -> None:
         for date in self._dates:
             date.close()
+        for mask in self._masks:
+            if mask is not None:
+                mask.close()
 
 
-def _told_apart(dates: Sequence[Date]) -> tuple[str, ...]:
-    """What messages call dates: their files' names, with as many folders as tell them apart."""
-    parts = [date.paths[0].absolute().with_suffix("").parts for date in dates]
-    for taken in range(1, max(len(p) for p in parts)):
-        names = tuple("/".join(p[-taken:]) for p in parts)
-        if len(set(names)) == len(names):
-            return names
-    return tuple(str(date.paths[0]) for date in dates)
-
-
-def _meets(rect: Rect, shape: Any) -> bool:
-    """Whether a part lies at least partly within [0, h) × [0, w)."""
-    down = rect.row < shape[0] and rect.row + rect.height > 0
-    return bool(down and rect.column < shape[1] and rect.column + rect.width > 0)
-
-
-def _check_different(names: Sequence[Sequence[Path]]) -> None:
-    """Raises ValueError where a date is given twice, by its name or by its contents."""
-    seen: dict[str, Path] = {}
-    sizes: dict[int, list[Path]] = {}
-    for paths in names:
-        for path in paths:
-            if not path.is_file():
-                continue  # which `Date` says
-            real = os.path.realpath(path)
-            if real in seen:
-                raise ValueError(f"{path}: found this date twice, expected each once")
-            seen[real] = path
-        sizes.setdefault(sum(p.stat().st_size for p in paths if p.is_file()), []).append(paths[0])
-    for alike in sizes.values():
-        digests: dict[str, Path] = {}
-        for path in alike if len(alike) > 1 else []:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest in digests:
-                raise ValueError(
-                    f"{path}: found the same image as {digests[digest]}, expected each date once"
-                )
-            digests[digest] = path
-
-
-def _chosen_bands(date: Date, dates: Sequence[Date], asked: Sequence[str]) -> list[int]:
-    """The bands (from 0 on) of a date that are super-resolved.
-
-    Raises:
-      ValueError: a band that it does not have, or dates of other bands where none were named.
-    """
-    if asked:
-        return [_band(date, name) for name in asked]
-    counts, first = {d.count for d in dates}, dates[0].labels
-    if len(counts) == 1:
-        if all(first) and len(set(first)) == len(first) and set(date.labels) == set(first):
-            return [date.labels.index(label) for label in first]  # in whatever order they lie
-        return list(range(date.count))
-    shared = [label for label in dates[0].labels if label and all(label in d.labels for d in dates)]
-    if not shared:
-        raise ValueError(
-            f"{date.paths[0]}: found dates of {min(counts)} to {max(counts)} bands, expected as "
-            "many of each; --bands says which"
-        )
-    return [date.labels.index(label) for label in shared]
-
-
-def _band(date: Date, name: str) -> int:
-    if name in date.labels:
-        return date.labels.index(name)
-    if name.isdecimal():
-        if 1 <= int(name) <= date.count:
-            return int(name) - 1
-        raise ValueError(f"{date.paths[0]}: found no band {name}, expected 1 to {date.count}")
-    known = [label for label in date.labels if label]
-    hint = f"; {nearest(name, known)}" if known else ""
-    raise ValueError(
-        f"{date.paths[0]}: found no band {name!r}, expected a number from 1 to {date.count}"
-        + (f" or one of {', '.join(known)}{hint}" if known else "")
-    )
+def _cut(grid: GeoBox, part: Rect) -> GeoBox:
+    """A part of a grid as one of its own."""
+    moved = grid.transform @ Affine.translation(part.column, part.row)
+    return GeoBox((part.height, part.width), moved, grid.crs)
