@@ -73,8 +73,7 @@ def heard() -> Iterator[None]:
         yield
         return
     before = {one: signal.getsignal(one) for one in _ENDING}
-    if all(handler is not _asked for handler in before.values()):
-        _asked.by = None
+    outermost = all(handler is not _asked for handler in before.values())
     try:
         for one, handler in before.items():
             if handler is not signal.SIG_IGN:
@@ -87,6 +86,8 @@ def heard() -> Iterator[None]:
             ended = _asked.by is not None and handler is _asked
             if handler is not signal.SIG_IGN and handler is not None and not ended:
                 signal.signal(one, handler)
+        if outermost:
+            _asked.by = None
 
 
 @contextmanager

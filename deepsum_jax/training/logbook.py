@@ -93,8 +93,9 @@ class Logbook:
         with open(self.path, "a") as file:
             file.write(f'{told}, "crc32": {zlib.crc32(told.encode())}}}\n')
         if self._board is not None:
-            for key, value in values.items():
-                self._board.add_scalar(f"{stage}/{key}", value, step)
+            for key, known in plain.items():
+                if known is not None:
+                    self._board.add_scalar(f"{stage}/{key}", known, step)
 
     def image(self, stage: str, step: int, name: str, pixels: np.ndarray) -> None:
         """A picture for TensorBoard: uint8 [height, width, 3]."""

@@ -7,6 +7,7 @@ without a device axis, so it looks the same on one device and on many.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -104,8 +105,12 @@ def map_train_step(
 def replicate(tree: Any, devices: Devices = None) -> Any:
     """Puts a pytree on every device, in new buffers, laid out as the mapped step returns state."""
     count = len(devices) if devices is not None else jax.local_device_count()
-    copy = jax.pmap(lambda tree, _: tree, AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
-    return copy(tree, np.arange(count))
+    return _copier(None if devices is None else tuple(devices))(tree, np.arange(count))
+
+
+@functools.cache  # one, so that it compiles once for a stage's states
+def _copier(devices: tuple[jax.Device, ...] | None) -> Any:
+    return jax.pmap(lambda tree, _: tree, AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
 
 
 def to_host(tree: Any) -> Any:

@@ -81,7 +81,7 @@ class Watch:
                 f"{self._scenes(step)}) kept in {place}"
             )
         if self._in_a_row >= self.settings.max_unsound:
-            steps = "step" if self._in_a_row == 1 else f"{self._in_a_row} steps in a row"
+            steps = "1 step" if self._in_a_row == 1 else f"{self._in_a_row} steps in a row"
             raise self.diverged(
                 step.number, f"unsound for {steps}, the last with {fault} on {self._scenes(step)}"
             )
@@ -118,10 +118,11 @@ class Watch:
     def diverged(self, step: int, reason: str) -> ValueError:
         """What to raise where a stage has to stop: the state of before, and what to do."""
         name, rate = self.stage.name, self.settings.learning_rate
+        lower = min(rate / 10, 1e-3)
         kept = "nothing of it is kept" if self.kept is None else f"kept is step {self.kept}"
         return ValueError(
             f"{name}: stopped at step {step}, {reason}; {kept}; to go on from there lower "
-            f"{name}.learning_rate (found {rate:g}), as --set {name}.learning_rate={rate / 10:g}"
+            f"{name}.learning_rate (found {rate:g}), as --set {name}.learning_rate={lower:g}"
         )
 
     def _scenes(self, step: Step) -> str:
