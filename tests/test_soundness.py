@@ -14,7 +14,8 @@ from helpers import FAST, delta_bundle
 
 from deepsum_jax import Bundle, load_params, predict, save_params
 from deepsum_jax.config import StageConfig, override, preset
-from deepsum_jax.data import patches
+from deepsum_jax.data import kelvins, patches
+from deepsum_jax.data.prepare import SceneSkipped, prepare_scene
 from deepsum_jax.simulation.dataset import write_dataset
 from deepsum_jax.systems.system import Stage
 from deepsum_jax.training.run import train
@@ -199,3 +200,22 @@ def test_an_image_that_is_not_finite_is_refused() -> None:
     stack = np.random.default_rng(0).normal(7700, 2000, (3, 8, 8))
     with pytest.raises(ValueError, match="576 of 576 pixels of the image not finite"):
         predict(Bundle(params, bundle.config), stack)
+
+
+# --- scenes
+
+
+@pytest.mark.parametrize("level", [0.0, 7000.0, 65535.0])
+def test_scenes_that_show_nothing_are_skipped(level: float, data: Path) -> None:
+    """Constant, black or saturated, but for a few pixels."""
+    scene = kelvins.read_scene(next(f for f in kelvins.find_scenes(data) if f.part == "train"))
+    assert scene.hr is not None
+    model, settings = TINY.model, dataclasses.replace(TINY.data, max_value=0, max_shift=9)
+    few = np.arange(scene.hr.size).reshape(scene.hr.shape) % 40 == 0
+    hr = np.where(few, scene.hr, level)
+    with pytest.raises(SceneSkipped, match="HR is of one value, as black or saturated"):
+        prepare_scene(dataclasses.replace(scene, hr=hr), model, settings)
+    few = np.arange(scene.lr[0].size).reshape(scene.lr[0].shape) % 40 == 0
+    lr = np.where(few, scene.lr, level)
+    with pytest.raises(SceneSkipped, match=r"0 usable frames.* of one value, as black or sat"):
+        prepare_scene(dataclasses.replace(scene, lr=lr), model, settings)
