@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from deepsum_jax import files
 from deepsum_jax.config import ModelConfig, Section
 from deepsum_jax.pretrained import DEFAULT, is_default, shipped
 from deepsum_jax.systems.system import Params
-from deepsum_jax.systems.table import all_options, param_shapes
+from deepsum_jax.systems.table import MOST_PARAMETERS, all_options, param_shapes
 
 FORMAT = 1
 # What turns the description of format n into that of format n + 1.
@@ -270,8 +271,13 @@ def _restore(path: Path, digest: str | None) -> Params:
         try:
             metadata = checkpointer.metadata(path).item_metadata
             tree = getattr(metadata, "tree", metadata)
+            count = sum(math.prod(m.shape) for m in jax.tree.leaves(tree))
+            if count > MOST_PARAMETERS:
+                raise ValueError(f"found {count} numbers, expected at most {MOST_PARAMETERS}")
             target = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
             return checkpointer.restore(path, target)
+        except MemoryError:
+            raise
         except Exception as error:  # noqa: BLE001 (orbax raises many kinds for damaged files)
             reason = first_line(error)
             raise ValueError(f"{path}: cannot be read as orbax parameters ({reason})") from None
