@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,18 @@ def write(path: Path, tree: Any) -> None:
             raise OSError(number, reason, str(path)) from None
 
 
-def read(path: Path, like: Any = None) -> Any:
+def read(path: Path, like: Any = None, most: int | None = None) -> Any:
     """Reads a tree as numpy arrays.
 
     Args:
       path: the folder.
       like: a tree of the same structure, whose kinds of nodes the result has; default as it was
         written, in dicts and lists.
+      most: numbers that it may hold.
 
     Raises:
-      ValueError: damaged files, or a tree of another structure or other shapes; it names `path`.
+      ValueError: damaged files, more numbers, or a tree of another structure or other shapes; it
+        names `path`.
     """
     import orbax.checkpoint as ocp
 
@@ -84,8 +87,13 @@ def read(path: Path, like: Any = None) -> Any:
             if like is None:
                 metadata = checkpointer.metadata(path).item_metadata
                 like = getattr(metadata, "tree", metadata)
+            count = sum(math.prod(x.shape) for x in jax.tree.leaves(like))
+            if most is not None and count > most:
+                raise ValueError(f"found {count} numbers, expected at most {most}")
             target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
             tree = checkpointer.restore(path, target)
+        except MemoryError:
+            raise
         except Exception as error:  # noqa: BLE001 (orbax raises many kinds for damaged files)
             raise ValueError(f"{path}: cannot be read as orbax arrays ({_reason(error)})") from None
     shapes = [jax.tree.map(np.shape, one) for one in (tree, target)]
