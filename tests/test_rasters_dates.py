@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-rasterio = pytest.importorskip("rasterio", reason="needs the extra geo")
+pytest.importorskip("rasterio", reason="needs the extra geo")
 
+import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 
 from deepsum_jax.rasters.dates import Date, open_raster
