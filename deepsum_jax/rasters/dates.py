@@ -101,9 +101,10 @@ class Date:
         self.labels = tuple(d.descriptions[b - 1] or "" for d, b in self._bands)
         self._nodata = nodata
         kinds = {d.dtypes[b - 1] for d, b in self._bands}
+        for kind in kinds:
+            if "complex" in kind:
+                raise ValueError(f"{self.paths[0]}: found {kind} values, expected real numbers")
         self.dtype = np.result_type(*(np.dtype(kind) for kind in kinds))
-        if self.dtype.kind not in "uif":
-            raise ValueError(f"{self.paths[0]}: found {self.dtype} values, expected real numbers")
 
     @property
     def count(self) -> int:

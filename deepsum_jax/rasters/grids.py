@@ -71,7 +71,9 @@ def place(grid: GeoBox, reference: GeoBox) -> Place | Mismatch:
 
 
 def _name(crs: Any) -> str:
-    return "none" if crs is None else str(crs)
+    if crs is None:
+        return "none"
+    return f"EPSG:{crs.epsg}" if crs.epsg else crs.proj.name
 
 
 def _pixel(grid: GeoBox) -> str:

@@ -170,8 +170,8 @@ class RasterSource:
                     "resamples it, which takes detail from it"
                 )
             warnings.warn(
-                f"{self.names[n]}: resampled ({found.reason}); what lay between its pixels is lost "
-                "to super-resolution",
+                f"{self.names[n]}: resampled ({found.reason}); what lay between its pixels is "
+                "lost to super-resolution",
                 UserWarning,
                 stacklevel=4,
             )
@@ -232,6 +232,16 @@ class RasterSource:
         left, right = max(left, 0), min(right, width)
         return Rect(top, left, max(bottom - top, 0), max(right - left, 0))
 
+    def _finer(self, n: int) -> dict[str, float]:
+        """Pixels of the reference by those of a date, down and across, in the middle of the area;
+        for GDAL, which averages where they are fewer."""
+        own, theirs = self._dates[self.reference].grid, self._dates[n].grid
+        row, column, height, width = self._area
+        x, y = np.array([0, 1, 0]) + column + width / 2, np.array([0, 0, 1]) + row + height / 2
+        x, y = grids.onto(own, theirs, x, y)
+        across, down = (float(np.hypot(x[k] - x[0], y[k] - y[0])) for k in (1, 2))
+        return {"XSCALE": 1 / across, "YSCALE": 1 / down}
+
     def _warped(self, n: int, rect: Rect) -> Part:
         """A date resampled: values by cubic convolution, masks by the nearest pixel."""
         window = self._source_window(n, rect)
@@ -246,12 +256,20 @@ class RasterSource:
             "dst_transform": own.transform
             @ Affine.translation(self._area.column + rect.column, self._area.row + rect.row),
             "dst_crs": str(own.crs),
+            # GDAL would guess it anew for each part, and parts would not fit together.
+            **self._finer(n),
         }
 
         def moved(image: np.ndarray, how: Resampling) -> np.ndarray:
             out = np.full((*image.shape[:-2], rect.height, rect.width), np.nan, np.float32)
             rasterio.warp.reproject(
-                image, out, src_nodata=np.nan, dst_nodata=np.nan, resampling=how, **place
+                image,
+                out,
+                src_nodata=np.nan,
+                dst_nodata=np.nan,
+                resampling=how,
+                tolerance=0,
+                **place,
             )
             return out
 
