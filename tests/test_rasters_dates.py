@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("rasterio", reason="needs the extra geo")
 
 import rasterio
+from rastering import grid, write
 from rasterio.enums import ColorInterp, MaskFlags
-from tests.rasters import grid, write
 
 from deepsum_jax.rasters.dates import Date, open_raster
 from deepsum_jax.tiling.source import Rect

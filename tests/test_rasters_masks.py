@@ -12,8 +12,8 @@ pytest.importorskip("rasterio", reason="needs the extra geo")
 
 import rasterio.warp
 from odc.geo.geobox import GeoBox
+from rastering import UTM, grid, write
 from rasterio.transform import Affine
-from tests.rasters import UTM, grid, write
 
 from deepsum_jax.rasters import options
 from deepsum_jax.rasters.masks import MaskFile, mask_paths

@@ -16,13 +16,13 @@ pytest.importorskip("rasterio", reason="needs the extra geo")
 import rasterio
 import rasterio.warp
 import scipy.ndimage
+from helpers import landscape
+from rastering import LEFT, TOP, grid, write
 from rasterio.transform import Affine
-from tests.rasters import LEFT, TOP, grid, write
 
 from deepsum_jax.rasters.options import Quality, ReadOptions
 from deepsum_jax.rasters.source import RasterSource
 from deepsum_jax.tiling.source import Rect
-from tests.helpers import landscape
 
 SIZE = (30, 40)
 GROUND = np.rint(40 * landscape(120, 160)).astype(np.uint16)  # its origin is grid(-40, -50)
