@@ -181,7 +181,7 @@ def test_beyond_a_mask_nothing_is_reliable(tmp_path: Path) -> None:
 def grown(hidden: np.ndarray, buffer: int) -> np.ndarray:
     """What lies within a radius of hidden pixels, by looking at every pair."""
     ys, xs = np.nonzero(hidden)
-    y, x = np.indices(hidden.shape)
+    y, x = np.mgrid[: hidden.shape[0], : hidden.shape[1]]
     near = (y[..., None] - ys) ** 2 + (x[..., None] - xs) ** 2 <= buffer**2
     return np.asarray(near.any(axis=-1))
 

@@ -87,7 +87,7 @@ def test_any_date_may_lead(reference: int, tmp_path: Path) -> None:
     lr, masks = whole(found)
     assert found.georeference.transform.almost_equals(grid(*places[reference]))
     np.testing.assert_array_equal(
-        lr[reference, ..., 0], seen(*(round(v) for v in places[reference]))
+        lr[reference, ..., 0], seen(round(places[reference][0]), round(places[reference][1]))
     )
     for n in range(3):
         away = np.subtract(places[n], places[reference])
@@ -95,9 +95,7 @@ def test_any_date_may_lead(reference: int, tmp_path: Path) -> None:
         np.testing.assert_allclose(found.fractions[n], left, atol=1e-6)
         both = masks[n] & masks[reference]
         assert both.sum() > 500
-        moved = np.rint(away).astype(int) - np.subtract(
-            *([round(v) for v in places[k]] for k in (n, reference))
-        )
+        moved = np.rint(away) - (np.rint(places[n]) - np.rint(places[reference]))
         if not moved.any():
             np.testing.assert_array_equal(lr[n][both], lr[reference][both])
 
@@ -117,7 +115,7 @@ def test_the_georeference_is_the_parts(options: dict[str, Any], tmp_path: Path) 
     assert (found.dtype, found.nodata) == ("uint16", 3)
     assert found.descriptions == ("red", "nir")
     assert (found.scales, found.offsets) == ((1e-4,) * 2, (-0.1,) * 2)
-    assert found.crs.to_epsg() == 32618
+    assert found.crs is not None and found.crs.to_epsg() == 32618
 
 
 def test_south_up_rasters(tmp_path: Path) -> None:
@@ -418,7 +416,7 @@ def test_what_is_resampled_brings_its_masks(tmp_path: Path) -> None:
     hidden = np.zeros(SIZE, bool)
     hidden[12:19, 11:20] = True
     assert not masks[1][hidden].any()
-    around = scipy.ndimage.binary_dilation(hidden, np.ones((3, 3)), iterations=3)
+    around = scipy.ndimage.binary_dilation(hidden, np.ones((3, 3), bool), iterations=3)
     assert masks[1][~around].all()
     np.testing.assert_allclose(lr[1][masks[1]], lr[0][masks[1]], atol=60)
 

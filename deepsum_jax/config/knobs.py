@@ -111,11 +111,11 @@ class ModelConfig(Section):
         self._require_within(ranges)
         self._require(0 < self.mask_threshold <= 1, "mask_threshold", "in (0, 1]")
         self._require(0 < self.psf_sigma <= 2, "psf_sigma", "above 0, at most 2")
-        for field in dataclasses.fields(Normalization):
-            value = getattr(self.normalization, field.name)
+        for constant in dataclasses.fields(Normalization):
+            value = getattr(self.normalization, constant.name)
             if isinstance(value, tuple) and len(value) not in (1, self.channels):
                 raise ValueError(
-                    f"Normalization.{field.name}: found {len(value)} values, "
+                    f"Normalization.{constant.name}: found {len(value)} values, "
                     f"expected 1 or one per channel ({self.channels})"
                 )
 
