@@ -48,7 +48,7 @@ def test_it_is_cut_as_its_readme_says() -> None:
     assert end <= 280  # the columns that others are scored on stay apart
     dates = read_dates(sorted(REAL.glob("*.tif")), band=4, columns=(first, end))
     np.testing.assert_array_equal(dates.values[:, top:bottom], sample_stack()[0])
-    corner = re.search(r"corner at (\d+) east, (\d+) north", README)
+    corner = re.search(r"corner\s+lies at (\d+) east, (\d+) north", README)
     assert corner is not None
     with rasterio.open(min(REAL.glob("*.tif"))) as file:
         assert file.crs.to_epsg() == 26914 and "EPSG:26914" in README
