@@ -2,7 +2,7 @@
 
 It holds `config.json` (all settings), `run.json` (stages, and what training started from),
 `data.json`, a folder per stage with `checkpoints/`, the `best` and the `last` bundle,
-`metrics.jsonl`, `results.json` and `panel.png`.
+`metrics.jsonl`, `results.json` and `panel.png`. All but the picture carry digests.
 """
 
 from __future__ import annotations
