@@ -20,11 +20,11 @@ pytest.importorskip("rasterio", reason="needs the extra geo")
 import rasterio
 from rasterio.enums import MaskFlags
 from rasterio.transform import Affine
+from tests.rasters import grid, write
 
 from deepsum_jax.predict import main
 from deepsum_jax.tiling.store import Folder
 from tests.helpers import contents, landscape
-from tests.rasters import grid, write
 
 Run = Callable[..., None]
 
