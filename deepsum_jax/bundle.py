@@ -18,7 +18,7 @@ from deepsum_jax import files, trees
 from deepsum_jax.config import ModelConfig, Section
 from deepsum_jax.pretrained import DEFAULT, is_default, shipped
 from deepsum_jax.systems.system import Params
-from deepsum_jax.systems.table import all_options, param_shapes
+from deepsum_jax.systems.table import MOST_PARAMETERS, all_options, param_shapes
 
 FORMAT = 1
 # What turns the description of format n into that of format n + 1.
@@ -246,7 +246,7 @@ def _restore(path: Path, digest: str | None) -> Params:
             f"{path}: found other files than were saved, damaged or incomplete; expected those "
             "whose digest is in bundle.json (copy the bundle again)"
         )
-    return trees.read(path)
+    return trees.read(path, most=MOST_PARAMETERS)
 
 
 def _check_params(params: Params, config: ModelConfig, folder: Path) -> None:

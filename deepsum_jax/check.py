@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     faults = check_submission(args.submission)
     for fault in faults[:_SHOWN]:
-        print(f"{args.submission}: {fault}")
+        print(cli.one_line(f"{args.submission}: {fault}"))
     if faults:
         raise ValueError(f"{args.submission}: {len(faults)} faults, the challenge would refuse it")
     print(f"{args.submission}: complete, can be handed in")

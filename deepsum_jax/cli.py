@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import re
@@ -15,8 +16,15 @@ from typing import Any, NoReturn
 import jax
 
 from deepsum_jax import signals
+from deepsum_jax.compiled import keep_compiled
 
 _asked_to_debug = False  # by the command that runs
+_LONGEST, _HEAD = 500, 340  # characters of a message; where a longer one is cut
+_EXHAUSTED = re.compile(
+    r"RESOURCE_EXHAUSTED|out of memory|bad_alloc|(unable to|failed to|cannot) allocate"
+    r"|can't start new thread",
+    re.IGNORECASE,
+)
 
 
 class _Debug(argparse.Action):
@@ -27,9 +35,14 @@ class _Debug(argparse.Action):
         _asked_to_debug = True
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message))
+
+
 def parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """A parser whose help keeps the layout of its examples, with the options of all commands."""
-    p = argparse.ArgumentParser(
+    p = _Parser(
         prog=prog,
         description=description,
         epilog=epilog,
@@ -57,27 +70,41 @@ def positive(text: str) -> int:
     return value
 
 
+def one_line(text: str) -> str:
+    """Any text as one line of at most 500 characters that a terminal shows as they are.
+
+    Files, and names of files, may hold what moves a cursor, sets colours or turns text around.
+    """
+    line = " ".join(part.strip() for part in text.splitlines())
+    line = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in line)
+    return line if len(line) <= _LONGEST else f"{line[:_HEAD]} … {line[_HEAD + 3 - _LONGEST :]}"
+
+
 def _one_line_warning(message: Any, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {one_line(str(message))}", file=sys.stderr)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """What went wrong, in one line; errors of the operating system name the file first."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
+        return one_line(f"{error.filename}: {error.strerror}")
+    return one_line(str(error)) or type(error).__name__
 
 
-def _keep_compiled() -> None:
-    """Keeps compiled programs in the user's cache, so that a command compiles once per size.
-
-    JAX's own settings come first: JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false.
-    """
-    settings: Any = jax.config
-    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
-        return
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    jax.config.update("jax_compilation_cache_dir", os.path.join(home, "deepsum_jax"))
+def _out_of_memory(error: BaseException) -> str | None:
+    """One line for memory that has run out, whoever noticed: Python, numpy, the operating system,
+    XLA, C++. None for another error."""
+    one: BaseException | None = error
+    while one is not None:
+        short = isinstance(one, OSError) and one.errno == errno.ENOMEM
+        # XLA has no kind of its own for it, and others wrap what they met.
+        if isinstance(one, MemoryError) or short or _EXHAUSTED.search(str(one)):
+            return (
+                f"out of memory ({_one_line(one)[:200]}); take fewer or smaller frames "
+                "(--max-frames), smaller batches (--set STAGE.batch_size=…), or a machine with more"
+            )
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    return None
 
 
 class NoBackend(RuntimeError):
@@ -133,7 +160,7 @@ def run(main: Callable[[], None]) -> None:
     global _asked_to_debug
     _asked_to_debug = False
     warnings.showwarning = _one_line_warning
-    _keep_compiled()
+    keep_compiled()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # terminals without × or … get a question mark
     try:
@@ -145,16 +172,15 @@ def run(main: Callable[[], None]) -> None:
         raise
     except BrokenPipeError:  # whoever read has read enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, TypeError, OSError) as error:
-        _fail(error, _one_line(error))
-    except (MemoryError, RuntimeError) as error:
-        backend = _no_backend(error)
-        if backend is not None:
-            _fail(error, backend)
-        # XLA has no kind of its own for it.
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except Exception as error:
+        message = _out_of_memory(error)
+        if message is None and isinstance(error, RuntimeError):
+            message = _no_backend(error)
+        if message is None and isinstance(error, (ValueError, TypeError, OSError)):
+            message = _one_line(error)
+        if message is None:
             raise
-        _fail(error, f"out of memory: {_one_line(error)[:200]}")
+        _fail(error, message)
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
         sys.exit(130)

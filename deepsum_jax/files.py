@@ -22,6 +22,7 @@ from deepsum_jax.reading import parse_json, read_bytes
 SUMS = "SHA256SUMS"  # of a folder, as `sha256sum -c` reads them
 _SUM = re.compile(rb"([0-9a-f]{64})  (.+)")
 _SIGNATURE, _UNSIGNED = "file_sha256", "0" * 64  # of JSON: over its bytes, with zeros in its place
+_writing: set[Path] = set()  # of this process, at the moment
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,9})\.(?P<kind>tmp|old)")
 
 
@@ -69,10 +70,10 @@ def _aside(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
 
 
-def _lives(process: int) -> bool:
-    """Whether another process of this number runs."""
+def _writes(process: int, path: Path) -> bool:
+    """Whether a process of this number may be writing a file or folder."""
     if process == os.getpid():  # in containers the next process often has the same number
-        return False
+        return path in _writing
     if os.name != "posix":
         return True  # there is no asking
     try:
@@ -93,14 +94,17 @@ def sweep(folder: Path, name: str | None = None) -> None:
       folder: which may be missing.
       name: of the file or folder that they were writing; default any.
     """
+    folder = Path(os.path.realpath(folder))
     try:
         found = [_ASIDE.fullmatch(entry) for entry in os.listdir(folder)]
     except (FileNotFoundError, NotADirectoryError):
         return
     for match in found:
-        if match is None or name not in (None, match["name"]) or _lives(int(match["process"])):
+        if match is None or name not in (None, match["name"]):
             continue
         left, path = folder / match[0], folder / match["name"]
+        if _writes(int(match["process"]), path):
+            continue
         if match["kind"] == "old" and not path.exists():
             os.replace(left, path)
         else:
@@ -192,6 +196,7 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         _remove(aside)
     else:
         sweep(path.parent, path.name)
+    _writing.add(path)
     try:
         yield aside
         if not part:
@@ -200,6 +205,7 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise _name(error, aside, path) from None
     finally:
+        _writing.discard(path)
         _remove(aside)
     if not part:
         with contextlib.suppress(PermissionError):  # a folder that may be written to, not read

@@ -27,7 +27,10 @@ def check_images(sr: Array, hr: Array, hr_mask: Array, border: int) -> None:
 
     Raises:
       ValueError: a rank, a shape, or a size that leaves nothing inside the border.
+      TypeError: complex numbers.
     """
+    if jnp.iscomplexobj(sr) or jnp.iscomplexobj(hr):
+        raise TypeError("sr and hr: found complex numbers, expected real ones")
     if np.ndim(sr) != 4 or np.shape(sr) != np.shape(hr):
         raise ValueError(
             f"sr and hr: found shapes {np.shape(sr)} and {np.shape(hr)}, "

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ import jax
 import numpy as np
 
 # orbax is imported where it is needed: it takes half a second.
+_OVERHEAD = 2**18  # bytes that a tree takes on disk beside its arrays, at most
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -35,6 +40,24 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:99]
 
 
+def _check_room(path: Path, tree: Any) -> None:
+    """Raises OSError where the disk has no room for a tree, by a file that goes at once.
+
+    What orbax is writing when a disk is full writes on in threads, which print tracebacks and meet
+    folders that are gone.
+    """
+    allocate = getattr(os, "posix_fallocate", None)  # not everywhere
+    if allocate is None:
+        return
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    with tempfile.TemporaryFile(dir=path.parent) as file:
+        try:
+            allocate(file.fileno(), 0, size + size // 8 + _OVERHEAD)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+
+
 def write(path: Path, tree: Any) -> None:
     """Writes a tree as a new folder; of many processes, the one that calls writes it alone.
 
@@ -47,6 +70,8 @@ def write(path: Path, tree: Any) -> None:
     """
     import orbax.checkpoint as ocp
 
+    tree = jax.tree.map(np.asarray, tree)
+    _check_room(path, tree)
     here = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
@@ -56,7 +81,7 @@ def write(path: Path, tree: Any) -> None:
     with _quiet():
         try:
             with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-                checkpointer.save(path, jax.tree.map(np.asarray, tree))
+                checkpointer.save(path, tree)
         except OSError:
             raise
         except Exception as error:  # noqa: BLE001 (orbax raises many kinds for what it cannot write)
@@ -66,16 +91,18 @@ def write(path: Path, tree: Any) -> None:
             raise OSError(number, reason, str(path)) from None
 
 
-def read(path: Path, like: Any = None) -> Any:
+def read(path: Path, like: Any = None, most: int | None = None) -> Any:
     """Reads a tree as numpy arrays.
 
     Args:
       path: the folder.
       like: a tree of the same structure, whose kinds of nodes the result has; default as it was
         written, in dicts and lists.
+      most: numbers that it may hold.
 
     Raises:
-      ValueError: damaged files, or a tree of another structure or other shapes; it names `path`.
+      ValueError: damaged files, more numbers, or a tree of another structure or other shapes; it
+        names `path`.
     """
     import orbax.checkpoint as ocp
 
@@ -84,8 +111,13 @@ def read(path: Path, like: Any = None) -> Any:
             if like is None:
                 metadata = checkpointer.metadata(path).item_metadata
                 like = getattr(metadata, "tree", metadata)
+            count = sum(math.prod(x.shape) for x in jax.tree.leaves(like))
+            if most is not None and count > most:
+                raise ValueError(f"found {count} numbers, expected at most {most}")
             target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
             tree = checkpointer.restore(path, target)
+        except MemoryError:
+            raise
         except Exception as error:  # noqa: BLE001 (orbax raises many kinds for damaged files)
             raise ValueError(f"{path}: cannot be read as orbax arrays ({_reason(error)})") from None
     shapes = [jax.tree.map(np.shape, one) for one in (tree, target)]

@@ -106,7 +106,7 @@ def test_colab(tmp_path: Path) -> None:
 def test_own_stack(tmp_path: Path) -> None:
     done = Executed(OWN_STACK, tmp_path)
     assert [done.pictures(name) for name in ("preview", "look")] == [1, 1]
-    assert "2009.tif: 128×128 pixels of 5 m, EPSG:26914, uint8" in done.text("dates")
-    assert "384×384×1 from 10 of 10 dates, on the grid of" in done.text("predict")
+    assert "2009-08-18.tif: 100×100×4 pixels of 5 m from 485970 E" in done.text("dates")
+    assert "300×300×4 from 10 of 10 dates, on the grid of" in done.text("predict")
     assert "EPSG:26914, pixels of 1.667 m" in done.text("map")
-    assert "{'y': 384, 'x': 384}, EPSG:26914" in done.text("xarray")
+    assert "{'y': 300, 'x': 300}, EPSG:26914" in done.text("xarray")

@@ -10,11 +10,11 @@ import pytest
 pytest.importorskip("rasterio", reason="needs the extra geo")
 
 import rasterio
+from rastering import grid, write
 from rasterio.enums import ColorInterp, MaskFlags
 
 from deepsum_jax.rasters.dates import Date, open_raster
 from deepsum_jax.tiling.source import Rect
-from tests.rastering import grid, write
 
 WHOLE = Rect(0, 0, 20, 30)
 

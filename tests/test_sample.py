@@ -41,13 +41,21 @@ def test_dates_source_and_licence_are_told() -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real dates lie beside the checkout only")
 def test_it_is_cut_as_its_readme_says() -> None:
-    pytest.importorskip("rasterio", reason="needs the extra geo")
+    rasterio = pytest.importorskip("rasterio", reason="needs the extra geo")
     recipe = re.search(r"columns=\((\d+), (\d+)\)\)`, rows\n?\s*`\[(\d+):(\d+)\]`", README)
     assert recipe is not None
     first, end, top, bottom = (int(n) for n in recipe.groups())
     assert end <= 280  # the columns that others are scored on stay apart
     dates = read_dates(sorted(REAL.glob("*.tif")), band=4, columns=(first, end))
     np.testing.assert_array_equal(dates.values[:, top:bottom], sample_stack()[0])
+    corner = re.search(r"corner\s+lies at (\d+) east, (\d+) north", README)
+    assert corner is not None
+    with rasterio.open(min(REAL.glob("*.tif"))) as file:
+        assert file.crs.to_epsg() == 26914 and "EPSG:26914" in README
+        left, high = (int(n) for n in corner.groups())
+        row, column = file.index(left + 2.5, high - 2.5)
+        found = file.read(4)[row : row + 128, column : column + 128]
+    np.testing.assert_array_equal(found, sample_stack()[0][0])
 
 
 def test_the_word(

@@ -237,6 +237,23 @@ def test_a_save_that_fails_leaves_the_states_before(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("states")]
 
 
+def test_a_disk_without_room_is_noticed_before_it_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def allocate(descriptor: int, start: int, size: int) -> None:
+        asked.append(size)
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate, raising=False)
+    tree = {"a": np.zeros((64, 32)), "b": np.float32(1)}
+    with pytest.raises(OSError, match="quota") as caught:
+        trees.write(tmp_path / "tree", tree)
+    assert caught.value.filename == str(tmp_path / "tree") and asked[0] > 64 * 32 * 8
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_end_waits_for_what_is_being_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

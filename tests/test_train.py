@@ -167,6 +167,13 @@ def test_more_steps_are_as_if_from_the_start(tmp_path: Path) -> None:
         ("config.json", "{"),
         ("run.json", "{"),
         ("run.json", '{"stages": "all"}'),
+        ("run.json", '{"stages": [["sisrnet"]]}'),
+        ("run.json", '{"stages": [], "init": "default"}'),
+        ("run.json", '{"stages": [], "init": {"path": "default"}}'),
+        ("run.json", "[]"),
+        ("config.json", "[]"),
+        ("config.json", '{"model": 3}'),
+        ("config.json", '{"seed": 1, "file_sha256": "0"}'),
     ],
 )
 def test_damaged_workdir_is_named(tmp_path: Path, name: str, text: str) -> None:

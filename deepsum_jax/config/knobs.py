@@ -19,7 +19,7 @@ class Normalization(Section):
     """
 
     lr_mean: float | tuple[float, ...] = 7754.664
-    lr_std: float | tuple[float, ...] = 2316.3408
+    lr_std: float | tuple[float, ...] = 2316.3408  # 1e-15..1e15
     hr_mean: float | tuple[float, ...] = 7754.664
     hr_std: float | tuple[float, ...] = 596.982
 
@@ -27,7 +27,9 @@ class Normalization(Section):
         for field in ("lr_std", "hr_std"):
             value = getattr(self, field)
             values = value if isinstance(value, tuple) else (value,)
-            self._require(all(v > 0 for v in values), field, "values above 0")
+            self._require(
+                all(1e-15 <= v <= 1e15 for v in values), field, "values above 0, 1e-15..1e15"
+            )
 
 
 NORMALIZATIONS: Mapping[str, Normalization] = types.MappingProxyType(
@@ -73,13 +75,13 @@ class ModelConfig(Section):
 
     MOVED = types.MappingProxyType({name: f"it is compute.{name} now" for name in _COMPUTE})
 
-    num_frames: int = 9  # N, odd, ≥ 3: FusionNet loses two frames a layer
+    num_frames: int = 9  # N, odd, 3–63: FusionNet loses two frames a layer
     scale: int = 3  # r, HR pixels per LR pixel, 1–8
-    features: int = 64  # F
-    filter_size: int = 9  # K, odd: RegNet reaches ±(K − 1)/2 HR pixels
-    channels: int = 1  # C, bands that are super-resolved jointly
-    sisrnet_layers: int = 8  # depth of SISRNet
-    neighbours: int = 0  # k, alike pixels that SISRNet's graph layers gather; 0: convolutions only
+    features: int = 64  # F, 1–1024
+    filter_size: int = 9  # K, odd, 1–63: RegNet reaches ±(K − 1)/2 HR pixels
+    channels: int = 1  # C, 1–256, bands that are super-resolved jointly
+    sisrnet_layers: int = 8  # depth of SISRNet, 1–64
+    neighbours: int = 0  # k, 0–256, alike pixels that graph layers gather; 0: convolutions only
     norm: Literal["instance", "batch"] = "instance"  # of SISRNet's and FusionNet's layers
     system: str = "deepsum"  # a name in `systems.table`
     registration: Literal["regnet", "shifts", "correlation", "none"] = "regnet"
@@ -94,20 +96,26 @@ class ModelConfig(Section):
     options: Settings = Settings()  # of the system; left out, they take its defaults
 
     def check(self) -> None:
-        self._require(self.num_frames >= 3 and self.num_frames % 2 == 1, "num_frames", "odd, ≥ 3")
-        self._require(1 <= self.scale <= 8, "scale", "1 to 8")
-        self._require(self.features >= 1, "features", "≥ 1")
-        self._require(self.filter_size >= 1 and self.filter_size % 2 == 1, "filter_size", "odd")
-        self._require(self.channels >= 1, "channels", "≥ 1")
-        self._require(self.sisrnet_layers >= 1, "sisrnet_layers", "≥ 1")
-        self._require(self.neighbours >= 0, "neighbours", "≥ 0")
+        for field, least, most in (("num_frames", 3, 63), ("filter_size", 1, 63)):
+            value = getattr(self, field)
+            self._require(
+                value % 2 == 1 and least <= value <= most, field, f"odd, {least} to {most}"
+            )
+        ranges: dict[str, tuple[float, float]] = {
+            "scale": (1, 8),
+            "features": (1, 1024),
+            "channels": (1, 256),
+            "sisrnet_layers": (1, 64),
+            "neighbours": (0, 256),
+        }
+        self._require_within(ranges)
         self._require(0 < self.mask_threshold <= 1, "mask_threshold", "in (0, 1]")
         self._require(0 < self.psf_sigma <= 2, "psf_sigma", "above 0, at most 2")
-        for field in dataclasses.fields(Normalization):
-            value = getattr(self.normalization, field.name)
+        for constant in dataclasses.fields(Normalization):
+            value = getattr(self.normalization, constant.name)
             if isinstance(value, tuple) and len(value) not in (1, self.channels):
                 raise ValueError(
-                    f"Normalization.{field.name}: found {len(value)} values, "
+                    f"Normalization.{constant.name}: found {len(value)} values, "
                     f"expected 1 or one per channel ({self.channels})"
                 )
 
@@ -145,12 +153,12 @@ class DataConfig(Section):
 
     band: str = ""  # NIR, RED, any other band folder, or all; "" is the only band there is
     validation_fraction: float = 0.3  # of the training scenes of each band, (0, 1)
-    split_seed: int = 1  # of the one shuffle that splits them
+    split_seed: int = 1  # of the one shuffle that splits them, ≥ 0
     reference: Literal["clearest", "first", "given"] = "clearest"  # given: by reference.txt
-    patch_size: int = 96  # on the upsampled grid, a multiple of the scale
-    patches_per_scene: int = 100  # at most
-    max_value: int = 60000  # LR frames with a greater value are dropped; 0 keeps all
-    max_shift: int = 4  # HR pixels; frames shifted further are dropped from training
+    patch_size: int = 96  # 8–4096, on the upsampled grid, a multiple of the scale
+    patches_per_scene: int = 100  # at most; 1–100 000
+    max_value: int = 60000  # LR frames with a greater value are dropped; 0 keeps all, ≥ 0
+    max_shift: int = 4  # HR pixels, 0–64; frames shifted further are dropped from training
     min_lr_clearance: float = 0.7  # of a frame on a training patch
     min_hr_clearance: float = 0.85  # of HR on a training patch
     registration: Literal["masked", "plain"] = "masked"  # cross-correlation
@@ -159,17 +167,22 @@ class DataConfig(Section):
     clouded_shifts: bool = False  # RegNet learns from shifted images under real clouds
     fewer_frames: float = 0.0  # chance of an aligned record to lose some of its frames, 0..1
     ground: Literal["steady", "changing"] = "steady"  # of scenes that are simulated
-    workers: int = 0  # grain worker processes; scenes lie in memory, 0 is fastest
+    workers: int = 0  # 0–256, grain worker processes; scenes lie in memory, 0 is fastest
     cache: bool = True  # keep prepared scenes in the working directory
 
     def check(self) -> None:
         self._require(0 < self.validation_fraction < 1, "validation_fraction", "in (0, 1)")
-        self._require(self.patch_size >= 8, "patch_size", "≥ 8")
-        self._require(self.patches_per_scene >= 1, "patches_per_scene", "≥ 1")
-        self._require(self.max_shift >= 0, "max_shift", "≥ 0")
+        ranges: dict[str, tuple[float, float]] = {
+            "patch_size": (8, 4096),
+            "patches_per_scene": (1, 100_000),
+            "max_shift": (0, 64),
+            "workers": (0, 256),
+        }
+        self._require_within(ranges)
+        for field in ("split_seed", "max_value"):
+            self._require(getattr(self, field) >= 0, field, "≥ 0")
         self._require(0 <= self.min_lr_clearance < 1, "min_lr_clearance", "from 0 to below 1")
         self._require(0 <= self.min_hr_clearance < 1, "min_hr_clearance", "from 0 to below 1")
-        self._require(self.workers >= 0, "workers", "≥ 0")
         self._require(0 <= self.fewer_frames <= 1, "fewer_frames", "0 to 1")
 
 
@@ -177,8 +190,8 @@ class DataConfig(Section):
 class SimulationConfig(Section):
     """Simulated scenes: how many, and what they look like. Counts are raw units, 14 bits."""
 
-    scenes: int = 48  # per band; of a training's, split into training and validation. >= 0
-    test_scenes: int = 24  # per band, >= 0
+    scenes: int = 48  # per band; of a training's, split into training and validation. 0..10^6
+    test_scenes: int = 24  # per band, 0..10^6
     seed: int = 0  # >= 0
     lr_size: int = 128  # LR pixels, height and width of a frame, >= 16
     scale: int = 3  # r, 1..8
@@ -201,6 +214,8 @@ class SimulationConfig(Section):
 
     def check(self) -> None:
         ranges: dict[str, tuple[float, float]] = {
+            "scenes": (0, 10**6),
+            "test_scenes": (0, 10**6),
             "lr_size": (16, 4096),
             "scale": (1, 8),
             "min_frames": (1, 1000),
@@ -220,8 +235,7 @@ class SimulationConfig(Section):
             "max_hr_clouded": (0, 0.25),
         }
         self._require_within(ranges)
-        for field in ("scenes", "test_scenes", "seed"):
-            self._require(getattr(self, field) >= 0, field, "≥ 0")
+        self._require(self.seed >= 0, "seed", "≥ 0")
         known = bool(self.bands) and set(self.bands) <= {"NIR", "RED"}
         once = len(set(self.bands)) == len(self.bands)
         self._require(known and once, "bands", "NIR, RED or both")
@@ -231,8 +245,8 @@ class SimulationConfig(Section):
 class StageConfig(Section):
     """One of the three training stages."""
 
-    steps: int = 1000  # 0 leaves the stage out
-    batch_size: int = 8  # over all devices
+    steps: int = 1000  # at most 10⁹; 0 leaves the stage out
+    batch_size: int = 8  # over all devices, 1–65536
     learning_rate: float = 1e-4  # of Adam, at its peak
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0  # linear, before the schedule
@@ -245,16 +259,20 @@ class StageConfig(Section):
     max_unsound: int = 10  # steps in a row, 1–1000, after which training stops
 
     def check(self) -> None:
-        self._require(self.steps >= 0, "steps", "≥ 0")
-        self._require(self.batch_size >= 1, "batch_size", "≥ 1")
+        ranges: dict[str, tuple[float, float]] = {
+            "steps": (0, 10**9),
+            "batch_size": (1, 65536),
+            "warmup_steps": (0, 10**9),
+            "validate_every": (1, 10**9),
+            "checkpoint_every": (1, 10**9),
+            "log_every": (1, 10**9),
+            "max_unsound": (1, 1000),
+        }
+        self._require_within(ranges)
         self._require(self.learning_rate > 0, "learning_rate", "above 0")
-        self._require(self.warmup_steps >= 0, "warmup_steps", "≥ 0")
         self._require(self.clip_norm >= 0, "clip_norm", "≥ 0")
         self._require(0 <= self.regnet_rate <= 1, "regnet_rate", "0 to 1")
-        for field in ("validate_every", "checkpoint_every", "log_every"):
-            self._require(getattr(self, field) >= 1, field, "≥ 1")
         self._require(self.max_rise >= 10, "max_rise", "≥ 10")
-        self._require(1 <= self.max_unsound <= 1000, "max_unsound", "1 to 1000")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,7 +280,7 @@ class TrainConfig(Section):
     """Everything a training run depends on; kept as `config.json` in its working directory."""
 
     seed: int = 0
-    border: int = 3  # d, of the alignment search in the loss
+    border: int = 3  # d, 0–64, of the alignment search in the loss
     model: ModelConfig = ModelConfig()
     compute: Compute = Compute()
     data: DataConfig = DataConfig()
@@ -277,7 +295,7 @@ class TrainConfig(Section):
         sim = self.simulation
         sim._require(sim.scenes >= 2, "scenes", "≥ 2 (one validates)")
         sim._require(sim.test_scenes >= 1, "test_scenes", "≥ 1")
-        self._require(self.border >= 0, "border", "≥ 0")
+        self._require(0 <= self.border <= 64, "border", "0 to 64")
         if self.data.patch_size % self.model.scale:
             raise ValueError(
                 f"DataConfig.patch_size: found {self.data.patch_size}, expected a multiple of "

@@ -12,6 +12,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from types import NoneType
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T", bound="Section")
@@ -20,12 +21,18 @@ _LARGEST = 1e300  # of any number; beyond, arithmetic with it overflows
 
 class Settings(Mapping[str, Any]):
     """An immutable, hashable mapping of plain values, for fields whose names are declared
-    elsewhere."""
+    elsewhere. Raises ValueError for values that are not plain."""
 
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
         self._values = {
             k: tuple(v) if isinstance(v, list) else v for k, v in sorted((values or {}).items())
         }
+        for name, value in self._values.items():
+            for one in value if isinstance(value, tuple) else (value,):
+                if not isinstance(one, (str, int, float, NoneType)):
+                    raise ValueError(  # noqa: TRY004 (one kind of error for a wrong file)
+                        f"{name}: found {shown(value)}, expected a plain value"
+                    )
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -49,13 +56,13 @@ def shown(value: Any) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, lists without end
         return f"an endless {type(value).__name__}"
-    return text if len(text) <= 100 else f"{text[:80]} … {text[-15:]}"
+    return text if len(text) <= 300 else f"{text[:280]} …"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for an error message: the valid name nearest to a wrong one, or all of them."""
     names = list(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:100], names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(names)}"
 
 

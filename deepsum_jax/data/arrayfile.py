@@ -157,7 +157,10 @@ def _fill(data: bytearray, file: IO[bytes]) -> None:
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether in Fortran's order, and dtype."""
-    magic = file.read(8)
+    try:
+        magic = file.read(8)  # with a small entry of a zip that is all, and its checksum is checked
+    except BROKEN as error:
+        raise ValueError(_damaged(error)) from None
     if magic and not magic.startswith(np.lib.format.MAGIC_PREFIX):
         raise ValueError(_PICKLED)
     try:

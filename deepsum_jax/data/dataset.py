@@ -137,12 +137,11 @@ def _given_reference(folder: Path, data: DataConfig) -> str:
 
 def _write_cached(path: Path, result: PreparedScene | str) -> None:
     """Arrays (.npz), and their digest behind them: zip files check less than all of their bytes."""
-    arrays = io.BytesIO()
-    np.savez(arrays, **_to_arrays(result))
-    with files.written_aside(path) as aside:
-        aside.write_bytes(arrays.getbuffer())
-        with open(aside, "ab") as file:
-            file.write(hashlib.sha256(arrays.getbuffer()).digest())
+    with files.written_aside(path) as aside, open(aside, "w+b") as file:
+        np.savez(file, **_to_arrays(result))
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.write(digest)
 
 
 def _read_cached(path: Path) -> PreparedScene | str:

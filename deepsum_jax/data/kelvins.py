@@ -103,6 +103,8 @@ def _describe(path: Path, band: str | None = None) -> SceneFolder:
     part = next((name for name in (grand, parent) if name in PARTS), "")
     if band is None:
         band = parent if grand in PARTS or parent in BANDS else ""
+    if not (path.name + band).isprintable():  # they are shown in tables and messages
+        raise ValueError(f"{path}: found control characters in a scene's name, expected none")
     return SceneFolder(path, path.name, "" if band in PARTS else band, part)
 
 

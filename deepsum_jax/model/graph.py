@@ -43,11 +43,11 @@ _BAND_PIXELS = 4096  # of a step of the loops, at most, where rows are no longer
 class GraphOptions(Section):
     """The graph of SISRNet's non-local layers; used where there are `neighbours`."""
 
-    search: int = 11  # side of the search window, pixels, odd, ≥ 5
+    search: int = 11  # side of the search window, pixels, odd, 5–63
     delta: float = 10.0  # δ, of squared distances between standardised features, above 0
 
     def check(self) -> None:
-        self._require(self.search >= 5 and self.search % 2 == 1, "search", "odd, ≥ 5")
+        self._require(5 <= self.search <= 63 and self.search % 2 == 1, "search", "odd, 5 to 63")
         self._require(self.delta > 0, "delta", "above 0")
 
 

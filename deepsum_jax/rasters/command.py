@@ -42,6 +42,7 @@ def run(args: argparse.Namespace, bundle: Bundle) -> None:
         written; nothing is written then.
     """
     _check_outputs(args)
+    chosen_compute(args)  # raises what is wrong with it before the work
     read = options.parse(args)
     rule = args.reference if args.reference is not None else bundle.info.reference
     if rule == "given":
@@ -150,6 +151,18 @@ def _write(
     store = Folder(_partial(args.output), _run(args, source, bundle, plan))
     if store.begun:
         print(f"going on from {_partial(args.output)}", file=sys.stderr)
+    try:
+        _compute(args, source, bundle, plan, wanted, store)
+    except (ValueError, TypeError, OSError):  # which another run would meet again
+        store.sweep()
+        raise
+    store.sweep()
+
+
+def _compute(
+    args: argparse.Namespace, source: RasterSource, bundle: Bundle, plan: Plan,
+    wanted: Sequence[layers.Layer], store: Folder,
+) -> None:  # fmt: skip
     mosaic = Mosaic(
         bundle, source, plan, compute=chosen_compute(args), memory=args.memory, store=store,
         progress=True,
@@ -167,7 +180,6 @@ def _write(
         tags.update(_provenance(source, bundle, plan, mosaic.shares))
     if crop is not None:
         _draw(args.preview, source, plan, bundle, crop)
-    store.sweep()
     place = source.georeference.finer(bundle.config.scale)
     used = sum(share > 0 for share in mosaic.shares)
     print(

@@ -40,7 +40,7 @@ class WaldConfig(Section):
     """How dates are degraded, and which of them make a scene."""
 
     scale: int = 3  # r, 1..8
-    window: int = 96  # HR pixels, a multiple of r, >= 8 r
+    window: int = 96  # HR pixels, a multiple of r, 8 r .. 2^15
     psf_sigma: float = 0.42  # LR pixels, Gaussian, before the mean over the pixel, 0..2
     max_offset: int = 2  # HR pixels, per axis, of every frame but the reference, 0..8
     noise: float = 10.0  # counts, standard deviation, 0..500
@@ -50,8 +50,9 @@ class WaldConfig(Section):
 
     def check(self) -> None:
         self._require(1 <= self.scale <= 8, "scale", "1 to 8")
-        multiple = self.window % self.scale == 0 and self.window >= 8 * self.scale
-        self._require(multiple, "window", f"a multiple of {self.scale} from {8 * self.scale} on")
+        least, most = 8 * self.scale, 2**15
+        multiple = self.window % self.scale == 0 and least <= self.window <= most
+        self._require(multiple, "window", f"a multiple of {self.scale} from {least} to {most}")
         self._require(0 <= self.psf_sigma <= 2, "psf_sigma", "0 to 2")
         self._require(0 <= self.max_offset <= 8, "max_offset", "0 to 8")
         self._require(0 <= self.noise <= 500, "noise", "0 to 500")
@@ -59,7 +60,7 @@ class WaldConfig(Section):
         self._require(self.truth in TRUTHS, "truth", "in or out")
         alone = self.years != "all" and self.truth == "out"
         self._require(not alone, "truth", "in where the frames are looks at HR's own date")
-        self._require(self.looks == 0 or self.looks > 1, "looks", "0, or 2 or more")
+        self._require(self.looks == 0 or 1 < self.looks <= 1000, "looks", "0, or 2 to 1000")
 
 
 # --- the sensor

@@ -47,11 +47,11 @@ class Options(Section):
     """Chosen on simulated scenes. More iterations sharpen further, noise too."""
 
     step: float = 1.8  # how much of the mean back-projected difference is added, 0..2, exclusive
-    iterations: int = 20  # at most, ≥ 0
+    iterations: int = 20  # at most, 0–1000
 
     def check(self) -> None:
         self._require(0 < self.step < 2, "step", "more than 0 and less than 2")
-        self._require(self.iterations >= 0, "iterations", "≥ 0")
+        self._require(0 <= self.iterations <= 1000, "iterations", "0 to 1000")
 
 
 class BackProjection(NamedTuple):

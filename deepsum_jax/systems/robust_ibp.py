@@ -19,12 +19,12 @@ _CLEARLY = 0.02  # of a frame's pixels; masks that say less may overlook as much
 class Options(Section):
     """Chosen on real dates and simulated scenes apart from those that are reported."""
 
-    iterations: int = ITERATIONS  # back-projections in each round, ≥ 0
-    rounds: int = ROUNDS  # of weighing, ≥ 1
+    iterations: int = ITERATIONS  # back-projections in each round, 0–1000
+    rounds: int = ROUNDS  # of weighing, 1–100
 
     def check(self) -> None:
-        self._require(self.iterations >= 0, "iterations", "≥ 0")
-        self._require(self.rounds >= 1, "rounds", "≥ 1")
+        self._require(0 <= self.iterations <= 1000, "iterations", "0 to 1000")
+        self._require(1 <= self.rounds <= 100, "rounds", "1 to 100")
 
 
 def super_resolve(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +31,8 @@ SYSTEMS: Mapping[str, System] = types.MappingProxyType(
         )
     }
 )
+
+MOST_PARAMETERS = 2**28  # numbers in a network, 1 GiB; the published one has a hundredth of it
 
 
 def parameterless() -> tuple[str, ...]:
@@ -86,8 +89,19 @@ def stages_of(config: ModelConfig) -> tuple[Stage, ...]:
 
 @functools.lru_cache(maxsize=16)
 def param_shapes(config: ModelConfig) -> Any:
-    """Shapes of a system's parameters by sub-tree, as `jax.ShapeDtypeStruct`s."""
-    return system_of(config).param_shapes(config)
+    """Shapes of a system's parameters by sub-tree, as `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: as `system_of`; more than `MOST_PARAMETERS` numbers.
+    """
+    shapes = system_of(config).param_shapes(config)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    if count > MOST_PARAMETERS:
+        raise ValueError(
+            f"model: found {count} parameters, expected at most {MOST_PARAMETERS}: fewer features, "
+            "layers or frames"
+        )
+    return shapes
 
 
 def draw_params(shapes: Any, key: jax.Array, compute: Compute = Compute()) -> Params:

@@ -47,20 +47,20 @@ _LEAST = 1e-6  # of the contrast squared; an error below it counts no more
 class Options(Section):
     """The network's size, and what its truth is."""
 
-    features: int = 48  # of the convolutions
-    own_blocks: int = 3  # residual blocks that see the reference alone, ≥ 0
-    blocks: int = 4  # that see what the others add, ≥ 0
-    agreement_features: int = 16  # of the network that weighs frames
-    iterations: int = 8  # weighted back-projections, ≥ 0
+    features: int = 48  # of the convolutions, 2–1024
+    own_blocks: int = 3  # residual blocks that see the reference alone, 0–64
+    blocks: int = 4  # that see what the others add, 0–64
+    agreement_features: int = 16  # of the network that weighs frames, 2–1024
+    iterations: int = 8  # weighted back-projections, 0–64
     # "grid": HR lies on the reference's grid and date. "registered": it may be shifted and
     # brighter, as HR of another sensor is.
     truth: Literal["grid", "registered"] = "grid"
 
     def check(self) -> None:
         for name in ("features", "agreement_features"):
-            self._require(getattr(self, name) >= 2, name, "≥ 2")
+            self._require(2 <= getattr(self, name) <= 1024, name, "2 to 1024")
         for name in ("own_blocks", "blocks", "iterations"):
-            self._require(getattr(self, name) >= 0, name, "≥ 0")
+            self._require(0 <= getattr(self, name) <= 64, name, "0 to 64")
 
 
 def options_of(config: ModelConfig) -> Options:

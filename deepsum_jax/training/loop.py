@@ -197,7 +197,10 @@ def run_stage(
     if ended_after(workdir, stage.name) >= run.settings.steps:
         print(f"{stage.name}: done before, kept")
         return
-    with contextlib.closing(StateKeeper(run.folder / "checkpoints")) as keeper:
+    place = run.folder / "checkpoints"
+    if parallel.is_first_process():
+        place.mkdir(parents=True, exist_ok=True)  # it has begun, whatever comes of it
+    with contextlib.closing(StateKeeper(place)) as keeper:
         params, best = _take_steps(run, keeper, log, progress)
     if parallel.is_first_process():
         scored = stage.merit is None and np.isfinite(best)

@@ -2,7 +2,7 @@
 
 It holds `config.json` (all settings), `run.json` (stages, and what training started from),
 `data.json`, a folder per stage with `checkpoints/`, the `best` and the `last` bundle,
-`metrics.jsonl`, `results.json` and `panel.png`.
+`metrics.jsonl`, `results.json` and `panel.png`. All but the picture carry digests.
 """
 
 from __future__ import annotations
@@ -142,12 +142,10 @@ def _read_run(workdir: Path) -> dict[str, Any]:
     names = run.get("stages") if isinstance(run, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: found no list of stages, expected what this run consists of")
-    start = run.get("init")
-    wanted = [start.get(key) for key in ("path", "digest")] if isinstance(start, dict) else [start]
-    if start is not None and not all(isinstance(one, str) for one in wanted):
-        raise ValueError(
-            f"{path}: found no path and digest in init, expected what this run began with"
-        )
+    init = run.get("init")
+    told = [init.get(key) for key in ("path", "digest")] if isinstance(init, dict) else [None]
+    if init is not None and not all(isinstance(one, str) for one in told):
+        raise ValueError(f"{path}: found no path and digest, expected what this run started from")
     return run
 
 
