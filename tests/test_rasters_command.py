@@ -18,13 +18,13 @@ import pytest
 pytest.importorskip("rasterio", reason="needs the extra geo")
 
 import rasterio
+from helpers import contents, landscape
+from rastering import grid, write
 from rasterio.enums import MaskFlags
 from rasterio.transform import Affine
-from tests.rasters import grid, write
 
 from deepsum_jax.predict import main
 from deepsum_jax.tiling.store import Folder
-from tests.helpers import contents, landscape
 
 Run = Callable[..., None]
 
