@@ -56,7 +56,7 @@ def shown(value: Any) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, lists without end
         return f"an endless {type(value).__name__}"
-    return text if len(text) <= 300 else f"{text[:280]} …"
+    return text if len(text) <= 400 else f"{text[:380]} …"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
