@@ -70,6 +70,10 @@ class Bundle:
         return [name for name in param_shapes(self.config) if name not in self.params]
 
 
+class Damaged(ValueError):
+    """A bundle that is not as it was written, or not all of it."""
+
+
 def _describe(bundle: Bundle) -> dict[str, Any]:
     # Options go with their defaults: those of a later version may differ.
     config = dataclasses.replace(bundle.config, options=all_options(bundle.config))
@@ -185,20 +189,22 @@ def find_bundle(path: str | os.PathLike[str], scale: int | None = None) -> Path:
 def _read_description(folder: Path) -> tuple[ModelConfig, BundleInfo, str | None]:
     """Configuration, origin, and the digest of the parameters' files."""
     where = folder / "bundle.json"
-    described, damage = files.read_signed(where)
+    try:
+        described, damage = files.read_signed(where)
+    except ValueError as error:
+        raise Damaged(str(error)) from None
+    wrong = ValueError if damage is None else Damaged  # whatever the damage makes it look like
     if not isinstance(described, dict) or not isinstance(described.get("format"), int):
-        raise ValueError(  # noqa: TRY004 (the file is wrong, not its type)
-            f"{where}: found no format number, expected a bundle description"
-        )
+        raise wrong(f"{where}: found no format number, expected a bundle description")
     if described["format"] > FORMAT:
-        raise ValueError(
+        raise wrong(
             f"{where}: found format {described['format']} (written by deepsum_jax "
             f"{described.get('package_version', '?')}), expected at most {FORMAT}; "
             "update deepsum_jax"
         )
     for version in range(described["format"], FORMAT):
         if version not in _MIGRATIONS:
-            raise ValueError(f"{where}: found format {version}, which never was")
+            raise wrong(f"{where}: found format {version}, which never was")
         described = _MIGRATIONS[version](described)
     known = {f.name for f in dataclasses.fields(BundleInfo)}
     try:
@@ -207,9 +213,9 @@ def _read_description(folder: Path) -> tuple[ModelConfig, BundleInfo, str | None
         config = ModelConfig.from_dict(described["model"])
         info = BundleInfo.from_dict({k: v for k, v in described.items() if k in known})
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise wrong(f"{where}: {error}") from None
     if damage is not None:
-        raise ValueError(damage)
+        raise Damaged(damage)
     return config, info, described.get("params_sha256")
 
 
@@ -228,9 +234,29 @@ def load_params(path: str | os.PathLike[str] = DEFAULT, *, scale: int | None = N
       FileNotFoundError: no such folder.
       ValueError: no bundle there, one of a newer format, damaged files, or parameters that do
         not fit the configuration beside them, or are no finite numbers, or absurd; no shipped one
-        of that scale, or a scale for others.
+        of that scale, or a scale for others. `Damaged` where what was written has changed.
     """
     folder = find_bundle(path, scale)
+    for _ in range(9):  # a training replaces its best at any time: not half of one, half of another
+        before = _identity(folder)
+        try:
+            bundle = _load(folder)
+        except (ValueError, OSError):
+            if _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return bundle
+    raise ValueError(f"{folder}: is replaced faster than it can be read; try again later")
+
+
+def _identity(folder: Path) -> tuple[int, ...]:
+    """What tells a folder from another that takes its place."""
+    found = folder.stat()
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _load(folder: Path) -> Bundle:
     config, info, digest = _read_description(folder)
     whole = param_shapes(config) or (folder / "params").exists()
     params = _restore(folder / "params", digest) if whole else {}
@@ -240,9 +266,9 @@ def load_params(path: str | os.PathLike[str] = DEFAULT, *, scale: int | None = N
 
 def _restore(path: Path, digest: str | None) -> Params:
     if not path.is_dir():
-        raise ValueError(f"{path}: found no folder, expected orbax parameters")
+        raise Damaged(f"{path}: found no folder, expected orbax parameters")
     if digest is not None and digest != files.digest(path):
-        raise ValueError(
+        raise Damaged(
             f"{path}: found other files than were saved, damaged or incomplete; expected those "
             "whose digest is in bundle.json (copy the bundle again)"
         )

@@ -35,10 +35,10 @@ def _remove(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Removes a file or folder that is whole until it is gone."""
-    old = _aside(path, "old")
+    aside = _aside(path, "tmp")  # nothing that would come back, should this be killed
     with contextlib.suppress(FileNotFoundError):
-        os.replace(path, old)
-        _remove(old)
+        os.replace(path, aside)
+        _remove(aside)
 
 
 # --- written aside, then renamed ------------------------------------------------------------------
@@ -171,6 +171,15 @@ def _name(error: OSError, aside: Path, path: Path) -> OSError:
         if inside == aside or aside in inside.parents:
             error.filename, error.filename2 = str(path / inside.relative_to(aside)), None
     return error
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within it, errors of the system that name no file name `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise _name(error, Path(path), Path(path)) from None
 
 
 @contextmanager

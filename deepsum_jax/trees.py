@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """orbax logs the tracebacks of what it raises as well."""
+    _hush()
     logger, noise = logging.getLogger("absl"), _Noise()
     logger.addFilter(noise)
     try:
@@ -34,6 +37,20 @@ def _quiet() -> Iterator[None]:
 class _Noise(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         return "orbax" not in record.pathname
+
+
+@functools.cache
+def _hush() -> None:
+    """After the first write that fails, those beside it call a loop that is closed by then, from
+    threads of tensorstore's that show it in tracebacks, when nobody waits any more."""
+    show = sys.unraisablehook
+
+    def hook(what: Any) -> None:
+        late = what.exc_type is RuntimeError and str(what.exc_value) == "Event loop is closed"
+        if not (late and what.object is None):
+            show(what)
+
+    sys.unraisablehook = hook
 
 
 def _reason(error: Exception) -> str:
@@ -85,10 +102,11 @@ def write(path: Path, tree: Any) -> None:
         except OSError:
             raise
         except Exception as error:  # noqa: BLE001 (orbax raises many kinds for what it cannot write)
-            full = "No space left" in str(error)
-            number = errno.ENOSPC if full else errno.EIO
-            reason = "No space left on device" if full else f"cannot be written ({_reason(error)})"
-            raise OSError(number, reason, str(path)) from None
+            for number in (*_FULL, errno.EROFS, errno.EACCES):
+                if os.strerror(number) in str(error):
+                    raise OSError(number, os.strerror(number), str(path)) from None
+            reason = f"cannot be written ({_reason(error)})"
+            raise OSError(errno.EIO, reason, str(path)) from None
 
 
 def read(path: Path, like: Any = None, most: int | None = None) -> Any:

@@ -358,6 +358,32 @@ def test_no_bundle_there(tmp_path: Path) -> None:
             load_params(tmp_path / name)
 
 
+def test_a_bundle_that_is_replaced_while_it_is_read(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the old one or the new one, not the description of one with the arrays of the other."""
+    original, replaced = bundles.trees.read, []
+
+    def read(path: Path, *like: Any) -> Any:
+        if not replaced:
+            replaced.append(path)
+            save_params(bundle, Bundle(random_bundle(CONFIG).params, CONFIG, INFO))
+        return original(path, *like)
+
+    monkeypatch.setattr(bundles.trees, "read", read)
+    loaded = load_params(bundle)
+    assert (loaded.config, loaded.info) == (CONFIG, INFO)
+    assert bits(loaded.params) == bits(random_bundle(CONFIG).params)
+
+    def always(path: Path, *like: Any) -> Any:
+        save_params(bundle, random_bundle())
+        return original(path, *like)
+
+    monkeypatch.setattr(bundles.trees, "read", always)
+    with pytest.raises(ValueError, match="is replaced faster than it can be read"):
+        load_params(bundle)
+
+
 # --- workdirs
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from deepsum_jax.training.logbook import Logbook
 
@@ -94,3 +97,39 @@ def test_what_came_after_a_state_is_forgotten(tmp_path: Path) -> None:
     log.close()
     records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert [(r["stage"], r["step"]) for r in records] == [("regnet", 1), ("regnet", 2)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    """That of the log, and TensorBoard's, at the next write or at the end."""
+    log = Logbook(tmp_path)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        log.scalars("regnet", 1, {"loss": 0.5})
+    assert caught.value.filename == str(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl").unlink()
+    assert log._board is not None
+    log._board._records._writer.close()
+    log._board._records._writer = open("/dev/full", "wb")  # noqa: SIM115
+    log.scalars("regnet", 1, {"loss": 0.5})
+    for end in (log._board.show, log.close):
+        with pytest.raises(OSError, match="No space left") as caught:
+            end()
+        assert "tensorboard/events.out.tfevents." in caught.value.filename
+
+
+def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
+    log = Logbook(tmp_path)
+    log.scalars("regnet", 3, {"loss": 0.5, "accuracy": float("nan")})
+    log.image("regnet", 3, "validation", np.zeros((4, 5, 3), np.uint8))
+    log.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    stored, events = path.read_bytes(), []
+    while stored:  # a length and its checksum, an event and its checksum
+        (length,) = struct.unpack("<Q", stored[:8])
+        events.append(Event.FromString(stored[12 : 12 + length]))
+        stored = stored[16 + length :]
+    version, loss, picture = events
+    assert version.file_version == "brain.Event:2" and loss.step == picture.step == 3
+    assert [(v.tag, v.simple_value) for v in loss.summary.value] == [("regnet/loss", 0.5)]
+    assert picture.summary.value[0].image.height == 4

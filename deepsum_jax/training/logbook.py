@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import socket
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from deepsum_jax import files
+
+_SHOWN_EVERY = 30  # seconds, to those who look at TensorBoard
 
 
 def _is_record(line: bytes) -> bool:
@@ -30,6 +35,56 @@ def _is_record(line: bytes) -> bool:
     )
 
 
+class _Board:
+    """A file of TensorBoard's records, written by whoever calls: the writer that comes with it has
+    a thread, which a full disk ends in a traceback, and for which all calls wait from then on.
+
+    Raises:
+      ImportError: it is not installed.
+      OSError: the file cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import RecordWriter
+
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._path, self._event = folder / name, Event
+        with files.naming(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._records = RecordWriter(str(self._path))
+        self._write(file_version="brain.Event:2")
+        self._shown = time.monotonic()
+
+    def _write(self, **fields: Any) -> None:
+        with files.naming(self._path):
+            event = self._event(wall_time=time.time(), **fields)
+            self._records.write(event.SerializeToString())
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._write(step=step, summary=scalar(name, value))
+        if time.monotonic() > self._shown + _SHOWN_EVERY:
+            self.show()
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        from tensorboardX.summary import image
+
+        self._write(step=step, summary=image(name, pixels, dataformats="HWC"))
+
+    def show(self) -> None:
+        """Has on the disk what was written."""
+        with files.naming(self._path):
+            self._records.flush()
+        self._shown = time.monotonic()
+
+    def close(self) -> None:
+        with files.naming(self._path):
+            self._records.close()
+
+
 class Logbook:
     """Appends records to `metrics.jsonl` and mirrors them to TensorBoard.
 
@@ -40,14 +95,12 @@ class Logbook:
 
     def __init__(self, workdir: Path, active: bool = True) -> None:
         self.path, self.active = workdir / "metrics.jsonl", active
-        self._board: Any = None
+        self._board: _Board | None = None
         if not active:
             return
         self._mend()
         try:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(workdir / "tensorboard"))
+            self._board = _Board(workdir / "tensorboard")
         except ImportError:
             print(
                 "note: TensorBoard is not installed (extra `tensorboard`); logging to "
@@ -90,17 +143,17 @@ class Logbook:
             return
         plain = {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
         told = json.dumps({"stage": stage, "step": step, **plain})[:-1]
-        with open(self.path, "a") as file:
+        with files.naming(self.path), open(self.path, "a") as file:
             file.write(f'{told}, "crc32": {zlib.crc32(told.encode())}}}\n')
         if self._board is not None:
-            for key, known in plain.items():
-                if known is not None:
-                    self._board.add_scalar(f"{stage}/{key}", known, step)
+            known = {f"{stage}/{k}": v for k, v in plain.items() if v is not None}
+            self._board.scalars(step, known)
 
     def image(self, stage: str, step: int, name: str, pixels: np.ndarray) -> None:
         """A picture for TensorBoard: uint8 [height, width, 3]."""
         if self._board is not None:
-            self._board.add_image(f"{stage}/{name}", pixels, step, dataformats="HWC")
+            self._board.image(step, f"{stage}/{name}", pixels)
+            self._board.show()
 
     @property
     def wants_images(self) -> bool:

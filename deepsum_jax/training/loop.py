@@ -220,7 +220,8 @@ def _take_steps(
     fresh = init_state(starting_params(stage, config, run.workdir, run.start), stage, config)
     host, position = _resume(run, keeper, jax.device_get(fresh), batches)
     begin = int(host.step)
-    log.rewind(stage.name, begin, stages.NAMES[stages.number(stage) + 1 :])
+    later = stages.NAMES[stages.number(stage) + 1 :] if begin < settings.steps else ()
+    log.rewind(stage.name, begin, later)
     train_step = parallel.map_train_step(stage, config)
     bar = tqdm(
         total=settings.steps,

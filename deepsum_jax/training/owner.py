@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deepsum_jax import files
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -64,9 +66,10 @@ def _locked(folder: Path) -> Iterator[None]:
     except _NoLocks:
         descriptor = _alone(path)
     inode = os.fstat(descriptor).st_ino
-    _write(descriptor, inode)
     _mine.add(inode)
     try:
+        with files.naming(path):
+            _write(descriptor, inode)
         yield
     finally:
         _mine.discard(inode)

@@ -15,7 +15,7 @@ from deepsum_jax.data.aligned import Align
 from deepsum_jax.data.dataset import Dataset, prepare_dataset
 from deepsum_jax.simulation.dataset import write_dataset
 from deepsum_jax.systems.table import stages_of, system_of
-from deepsum_jax.training import parallel, workdir
+from deepsum_jax.training import mending, parallel, workdir
 from deepsum_jax.training.logbook import Logbook
 from deepsum_jax.training.loop import run_stage
 from deepsum_jax.training.owner import owned
@@ -89,7 +89,8 @@ def _train(
 ) -> Bundle:
     """`train` in a working directory that nobody else trains in."""
     if parallel.is_first_process():
-        workdir.sweep(folder)
+        mending.sweep(folder)
+        mending.mend(folder)
     workdir.check_config(folder, config)
     workdir.check_longer(folder, config)
     start = workdir.choose_start(folder, init, config.model)

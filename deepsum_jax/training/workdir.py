@@ -195,12 +195,6 @@ def _needed(config: TrainConfig, start: Start | None) -> list[str]:
     return [name for name in wanted if getattr(config, name).steps]
 
 
-def sweep(workdir: Path) -> None:
-    """Removes what killed processes left half written."""
-    for place in (workdir, workdir / "cache", *(workdir / stage for stage in stages.NAMES)):
-        files.sweep(place)
-
-
 def has_begun(workdir: Path, stage: str) -> bool:
     """Whether a stage has states or parameters of its own."""
     return (workdir / stage).is_dir() and any((workdir / stage).iterdir())
