@@ -179,8 +179,7 @@ def test_an_internal_mask_where_the_dtype_has_no_room_for_nodata(run: Run, tmp_p
         image = np.random.default_rng(n).integers(0, 255, (30, 40)).astype(np.uint8)
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
             paths.append(write(tmp_path / f"{n}.tif", image, mask=mask))
-    with pytest.warns(UserWarning):
-        run("sr.tif", *paths)
+    run("sr.tif", *paths)
     with rasterio.open(tmp_path / "out" / "sr.tif") as file:
         assert file.nodata is None
         assert MaskFlags.per_dataset in file.mask_flag_enums[0]
@@ -217,9 +216,8 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     system: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    size = (230, 140) if system == "bicubic_mean" else (150, 20)
-    paths = stack(tmp_path, size)
-    arguments = ["--memory", 0.01, "--reference", "first", *paths]
+    paths = stack(tmp_path, (420, 20))  # five tiles
+    arguments = ["--memory", 0.01, "--reference", "first", "--dtype", "float32", *paths]
     if system == "robust_ibp":
         arguments = ["--frames", tmp_path / "out" / "n.tif", *arguments]
     run("sr.tif", *arguments, system=system)
@@ -253,7 +251,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
 
 
 def test_a_run_killed_by_the_system_goes_on(run: Run, tmp_path: Path) -> None:
-    paths = stack(tmp_path, (400, 140))
+    paths = stack(tmp_path, (420, 20))
     arguments = ["--memory", 0.01, "--reference", "first", *paths]
     run("sr.tif", *arguments)
     wanted = contents(tmp_path / "out")
@@ -280,7 +278,7 @@ def test_a_run_killed_by_the_system_goes_on(run: Run, tmp_path: Path) -> None:
     _, said = process.communicate()
     assert process.returncode == -signal.SIGKILL, said.decode()
     assert not (tmp_path / "out" / "sr.tif").exists()
-    assert len(list(partial.glob("tile*.npy"))) < 8  # there was something left to do
+    assert len(list(partial.glob("tile*.npy"))) < 5  # there was something left to do
     run("sr.tif", *arguments)
     assert contents(tmp_path / "out") == wanted
 
