@@ -14,6 +14,7 @@ pytest.importorskip("rasterio", reason="needs the extra geo")
 
 import rasterio
 import rasterio.warp
+from rastering import LEFT, TOP, UTM, grid, write
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.transform import Affine
 
@@ -22,7 +23,6 @@ from deepsum_jax.rasters.dates import Date, open_raster
 from deepsum_jax.rasters.options import PRESETS, Quality, ReadOptions
 from deepsum_jax.rasters.source import RasterSource
 from deepsum_jax.tiling.source import Rect
-from tests.rastering import LEFT, TOP, UTM, grid, write
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
 SIZE = 40
