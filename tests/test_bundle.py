@@ -362,7 +362,8 @@ def test_a_bundle_that_is_replaced_while_it_is_read(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is the old one or the new one, not the description of one with the arrays of the other."""
-    original, replaced = bundles.trees.read, []
+    original = bundles.trees.read
+    replaced: list[Any] = []
 
     def read(path: Path, *like: Any) -> Any:
         if not replaced:
