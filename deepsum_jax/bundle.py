@@ -267,6 +267,9 @@ def _load(folder: Path) -> Bundle:
 def _restore(path: Path, digest: str | None) -> Params:
     if not path.is_dir():
         raise Damaged(f"{path}: found no folder, expected orbax parameters")
+    special = next((p for p in path.rglob("*") if not (p.is_file() or p.is_dir())), None)
+    if special is not None:  # whoever opens a pipe waits for ever
+        raise Damaged(f"{special}: found a device or pipe, expected orbax parameters")
     if digest is not None and digest != files.digest(path):
         raise Damaged(
             f"{path}: found other files than were saved, damaged or incomplete; expected those "

@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import refuser
+from helpers import random_bundle, refuser
 from PIL import Image
 
-from deepsum_jax import evaluate, files, simulate
+from deepsum_jax import ModelConfig, evaluate, files, load_params, save_params, simulate
 from deepsum_jax import train as training
 from deepsum_jax.data import chunks, png
 from deepsum_jax.data.arrayfile import read_arrays
 from deepsum_jax.data.kelvins import find_scenes, read_norm
 from deepsum_jax.predict import main as predict_main
+from deepsum_jax.systems.table import param_shapes
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -247,3 +248,31 @@ def test_folders_that_are_pipes(
     (tmp_path / "bundle").mkdir()
     make(tmp_path / "bundle" / "bundle.json")
     assert "bundle" in refused(predict_main, "--params", tmp_path / "bundle", *output)
+
+
+@pytest.mark.parametrize("make", [pipe, device])
+def test_a_bundle_with_a_pipe_in_it(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    save_params(tmp_path / "bundle", random_bundle())
+    described = files.read_json(tmp_path / "bundle" / "bundle.json")
+    described.pop("params_sha256")  # a bundle that another program made
+    files.write_json(tmp_path / "bundle" / "bundle.json", described)
+    part = next(p for p in (tmp_path / "bundle" / "params").rglob("*") if p.is_file())
+    part.unlink()
+    make(part)
+    with pytest.raises(ValueError, match="found a device or pipe, expected orbax parameters"):
+        load_params(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("features", 10**6), ("sisrnet_layers", 10**4), ("num_frames", 10**5 + 1), ("scale", 10**9),
+     ("filter_size", 10**9 + 1), ("channels", 10**18), ("features", 10**400)],
+)  # fmt: skip
+def test_networks_without_end(field: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"ModelConfig.{field}: found 1000*.*, expected"):
+        ModelConfig.from_dict({field: value})
+
+
+def test_networks_too_large_as_a_whole() -> None:
+    with pytest.raises(ValueError, match="found 1020097618 parameters, expected at most"):
+        param_shapes(ModelConfig(features=1024, sisrnet_layers=8, num_frames=63))
