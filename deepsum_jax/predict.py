@@ -176,7 +176,8 @@ def _are_rasters(inputs: Sequence[Path]) -> bool:
         held = sorted(path.glob("*.[tT][iI][fF]*")) if path.is_dir() else []
         if held:
             raise ValueError(
-                f"{path}: found a folder of rasters, expected the files, as {path}/*{held[0].suffix}"
+                f"{path}: found a folder of rasters, expected the files, as "
+                f"{path}/*{held[0].suffix}"
             )
     are = [path.suffix.lower() not in _NO_RASTERS and not path.is_dir() for path in inputs]
     if any(are) and not all(are):
