@@ -167,8 +167,25 @@ _NO_RASTERS = (".npy", ".npz", ".png", "")
 
 
 def _are_rasters(inputs: Sequence[Path]) -> bool:
-    """Whether inputs are for GDAL: by their names, since it reads PNGs too."""
-    return all(path.suffix.lower() not in _NO_RASTERS and not path.is_dir() for path in inputs)
+    """Whether inputs are for GDAL: by their names, since it reads PNGs too.
+
+    Raises:
+      ValueError: some are, and some are not; a folder of them.
+    """
+    for path in inputs:
+        held = sorted(path.glob("*.[tT][iI][fF]*")) if path.is_dir() else []
+        if held:
+            raise ValueError(
+                f"{path}: found a folder of rasters, expected the files, as "
+                f"{path}/*{held[0].suffix}"
+            )
+    are = [path.suffix.lower() not in _NO_RASTERS and not path.is_dir() for path in inputs]
+    if any(are) and not all(are):
+        raise ValueError(
+            f"{inputs[are.index(False)]}: found it beside the raster {inputs[are.index(True)]}, "
+            "expected inputs of one kind"
+        )
+    return all(are)
 
 
 def parser() -> argparse.ArgumentParser:

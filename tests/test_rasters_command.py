@@ -156,8 +156,13 @@ def test_dates_partly_beyond_and_frames_that_tell_so(run: Run, tmp_path: Path) -
         first = 0 if n < 2 else 50
         image = ground[:, first:] + rng.integers(0, 4, (30, 100 - first)).astype(np.uint16)
         paths.append(write(tmp_path / f"{n}.tif", image, grid(0, first)))
+<<<<<<< HEAD
     frames = tmp_path / "out" / "n.tif"
     run("sr.tif", "--frames", frames, "--reference", "first", *paths, system="robust_ibp")
+=======
+    place = tmp_path / "out" / "n.tif"
+    run("sr.tif", "--frames", place, "--reference", "first", *paths, system="robust_ibp")
+>>>>>>> s-g
     with rasterio.open(tmp_path / "out" / "n.tif") as file:
         spoke = file.read(1)
         assert (file.dtypes, file.nodata) == (("uint8",), None)

@@ -55,6 +55,7 @@ def run(args: argparse.Namespace, bundle: Bundle) -> None:
         rasterio.Env(GDAL_CACHEMAX=_CACHE),
         contextlib.closing(RasterSource(args.inputs, read, rule)) as source,
     ):
+        _check_apart(args, source)
         _check_size(source, bundle)
         wanted = _layers(args, source, bundle)
         overview, plan = _planned(args, source, bundle, chosen=rule != "clearest")
@@ -93,8 +94,14 @@ def _check_outputs(args: argparse.Namespace) -> None:
                 f"--{name} {path}: found suffix {path.suffix!r} for rasters ({args.inputs[0]} …), "
                 "expected .tif"
             )
-        inputs = {os.path.realpath(p) for p in (*args.inputs, *args.masks)}
-        if os.path.realpath(path) in inputs:
+
+
+def _check_apart(args: argparse.Namespace, source: RasterSource) -> None:
+    """Raises ValueError for an output that is one of the files that are read."""
+    inputs = {os.path.realpath(p) for p in source.paths}
+    for name in ("output", "uncertainty", "frames", "preview"):
+        path = getattr(args, name)
+        if path is not None and os.path.realpath(path) in inputs:
             raise ValueError(f"--{name} {path}: found one of the inputs, expected another file")
 
 

@@ -70,9 +70,14 @@ class Folder:
 
     def _put(self, name: str, write: Any) -> None:
         aside = self._path / f".{name}.tmp"
-        with open(aside, "wb") as file:
-            write(file)
-        os.replace(aside, self._path / name)
+        try:
+            with open(aside, "wb") as file:
+                write(file)
+            os.replace(aside, self._path / name)
+        except OSError as error:  # numpy's own tells neither the file nor why
+            free = shutil.disk_usage(self._path).free / 1e6
+            reason = f"{error.strerror or error}; {free:.0f} MB are free on its disk"
+            raise OSError(f"{self._path}: found that it cannot be written ({reason})") from error
 
     def has(self, name: str) -> bool:
         """Whether a whole result is there; one that cannot be read is none."""
