@@ -15,12 +15,12 @@ import pytest
 pytest.importorskip("rasterio", reason="needs the extra geo")
 
 import rasterio
-from tests.rasters import grid, write
+from helpers import contents, landscape, refuser
+from rastering import grid, write
 
 from deepsum_jax import cli
 from deepsum_jax.predict import main
 from deepsum_jax.tiling.store import Folder
-from tests.helpers import contents, landscape, refuser
 
 GROUND = np.rint(8 * landscape(60, 60)).astype(np.uint16)
 

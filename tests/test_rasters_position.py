@@ -12,9 +12,13 @@ import scipy.ndimage
 pytest.importorskip("rasterio", reason="needs the extra geo")
 
 import rasterio
-from tests.rasters import grid, write
+from helpers import landscape
+from rastering import grid, write
 
+from deepsum_jax.data.sensor import make_sensor
 from deepsum_jax.predict import main
+from deepsum_jax.tiling.source import ArraySource, Rect
+from deepsum_jax.tiling.survey import make_survey
 
 SCALE, SIGMA = 3, 0.37
 HEIGHT, WIDTH = 60, 76
