@@ -125,7 +125,7 @@ def test_a_file_that_is_cut_short(
     paths = []
     for n in range(2):
         noise = np.random.default_rng(n).integers(1, 60000, (150, 150)).astype(np.uint16)
-        block = {"tiled": True, "blockxsize": 32, "blockysize": 32} if tiled else {}
+        block: dict[str, Any] = {"tiled": True, "blockxsize": 32, "blockysize": 32} if tiled else {}
         paths.append(write(tmp_path / f"{n}.tif", noise, compress="deflate", **block))
     whole = paths[1].read_bytes()
     paths[1].write_bytes(whole[: int(share * len(whole))])

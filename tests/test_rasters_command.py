@@ -149,7 +149,7 @@ def test_of_uint8_with_nodata_0_nothing_valid_comes_out_as_0(run: Run, tmp_path:
 
 def test_dates_partly_beyond_and_frames_that_tell_so(run: Run, tmp_path: Path) -> None:
     """Two dates on the left, five on the right: the frames raster says which is which."""
-    ground = np.rint(10 * landscape(30, 100)).astype(np.uint16)
+    ground = 1000 + np.rint(10 * landscape(30, 100)).astype(np.uint16)
     rng = np.random.default_rng(0)
     paths = []
     for n in range(5):
