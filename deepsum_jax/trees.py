@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,24 @@ import jax
 import numpy as np
 
 # orbax is imported where it is needed: it takes half a second.
+_lock = threading.Lock()  # of whoever uses it
 _OVERHEAD = 2**18  # bytes that a tree takes on disk beside its arrays, at most
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """orbax logs the tracebacks of what it raises as well."""
+def _orbax() -> Iterator[None]:
+    """One tree at a time, in silence: orbax logs the tracebacks of what it raises as well.
+
+    What it writes in two threads at once shares the signals by which it waits for its folders, and
+    one comes to write into a folder that there is not yet.
+    """
     _hush()
     logger, noise = logging.getLogger("absl"), _Noise()
     logger.addFilter(noise)
     try:
-        yield
+        with _lock:
+            yield
     finally:
         logger.removeFilter(noise)
 
@@ -95,13 +102,14 @@ def write(path: Path, tree: Any) -> None:
     )
     if jax.process_count() == 1:
         alone = ocp.options.MultiprocessingOptions()
-    with _quiet():
+    with _orbax():
         try:
             with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
                 checkpointer.save(path, tree)
         except OSError:
             raise
         except Exception as error:  # noqa: BLE001 (orbax raises many kinds for what it cannot write)
+            logging.getLogger("absl").addFilter(_Noise())  # for what its threads still meet
             for number in (*_FULL, errno.EROFS, errno.EACCES):
                 if os.strerror(number) in str(error):
                     raise OSError(number, os.strerror(number), str(path)) from None
@@ -124,7 +132,7 @@ def read(path: Path, like: Any = None, most: int | None = None) -> Any:
     """
     import orbax.checkpoint as ocp
 
-    with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+    with _orbax(), ocp.StandardCheckpointer() as checkpointer:
         try:
             if like is None:
                 metadata = checkpointer.metadata(path).item_metadata

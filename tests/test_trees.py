@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from deepsum_jax import trees
 
 FULL = """
 import resource, sys
@@ -37,3 +41,13 @@ def test_what_cannot_be_written_is_one_line(size: int, tmp_path: Path) -> None:
     )  # fmt: skip
     assert (done.stdout, done.stderr) == (f"{tmp_path / 't'}: File too large\n", "")
     assert not (tmp_path / "t").exists()
+
+
+def test_threads_that_write_at_once(tmp_path: Path) -> None:
+    """As a training does, of a state in the background and of its best parameters."""
+    written = [{f"k{m}": np.full((9, 9), n + m) for m in range(8)} for n in range(12)]
+    paths = [tmp_path / str(n) for n in range(len(written))]
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        list(pool.map(trees.write, paths, written))
+    for path, tree in zip(paths, written):
+        np.testing.assert_equal(trees.read(path), tree)
