@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint  # noqa: F401 (before all forks: it takes longer than a save)
 
 from deepsum_jax import files, trees
 from deepsum_jax.training import mending
@@ -134,6 +135,7 @@ def main(folder: Path, seed: int, count: int) -> None:
     rng, newest, faults = random.Random(seed), 0, []
     for number in range(count):
         newest, fault = _kill_one(folder, newest + 1, rng)
+        print(f"kill {number}: {fault or newest}", file=sys.stderr, flush=True)
         if fault:
             faults.append(f"kill {number}: {fault.strip()}")
     print(*faults, f"{count} kills within saves, {newest} states, {len(faults)} faults", sep="\n")

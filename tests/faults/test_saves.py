@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parents[1]
-KILLS = 200 if os.environ.get("DEEPSUM_FAULTS") == "long" else 8
+KILLS = 200 if os.environ.get("DEEPSUM_FAULTS") == "long" else 5
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
