@@ -309,8 +309,9 @@ class TrainConfig(Section):
 
     @classmethod
     def migrated(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`preset` was a note without effect, and what a run computes with stood in `model`."""
-        new = {k: v for k, v in data.items() if k != "preset"}
+        """`preset` was a note without effect, and what a run computes with stood in `model`; the
+        digest that signs a stored file is no setting."""
+        new = {k: v for k, v in data.items() if k not in ("preset", "file_sha256")}
         model = new.get("model")
         if isinstance(model, Mapping) and "compute" not in new:
             new["compute"] = {k: v for k, v in model.items() if k in _COMPUTE}
