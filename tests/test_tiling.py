@@ -275,9 +275,9 @@ def test_done_tiles_are_not_made_again(tmp_path: Path, monkeypatch: pytest.Monke
     made: list[int] = []
     parts = mosaic.super_resolve_parts
 
-    def counted(bundle, stacks, compute):  # type: ignore[no-untyped-def]
+    def counted(bundle, stacks, *how):  # type: ignore[no-untyped-def]
         made.append(len(stacks))
-        return parts(bundle, stacks, compute)
+        return parts(bundle, stacks, *how)
 
     monkeypatch.setattr(mosaic, "super_resolve_parts", counted)
     second = list(mosaic.Mosaic(MEAN, source, plan, store=again).strips())

@@ -23,7 +23,7 @@ from deepsum_jax.tiling.source import Rect, Source
 _STEPS = 20  # back-projections of the reference alone
 _LEAST = 64  # pixels, the fewest that tell a shift
 _CLEAR = 0.1  # of a part's reference, for the part to tell anything
-_ALIKE = 0.15  # correlation of detail with the reference, the least that tells a shift
+_SURE = 8.0  # by the root of the pixels: the least correlation of detail that is no chance
 _DETAIL = 2.0  # LR pixels: what changes more slowly than this Gaussian is no detail
 _BETTER = 0.02  # of correlation, that a search must gain over what the grids say
 _NEAR = 0.5  # LR pixels; parts whose shifts differ by less agree
@@ -162,7 +162,7 @@ def _register(
 
 def _alike(frame: np.ndarray, view: np.ndarray, known: np.ndarray) -> float:
     """Correlation of the detail that two images [h, w] show where both are known; 0 where that is
-    little. Clouds and their edges count by where they are, not by how bright."""
+    little, or may be chance. Clouds and their edges count by where they are, not by how bright."""
     if np.count_nonzero(known) < _LEAST:
         return 0.0
     found = []
@@ -172,7 +172,9 @@ def _alike(frame: np.ndarray, view: np.ndarray, known: np.ndarray) -> float:
         found.append(np.clip(detail, -3 * size, 3 * size))
     if not np.ptp(found[0]) or not np.ptp(found[1]):
         return 0.0
-    return float(np.corrcoef(found[0], found[1])[0, 1])
+    # Detail is alike from pixel to pixel: a correlation has the spread of a quarter as many.
+    correlation = float(np.corrcoef(found[0], found[1])[0, 1])
+    return correlation if correlation > _SURE / found[0].size ** 0.5 else 0.0
 
 
 # --- all parts together
@@ -183,7 +185,7 @@ def _place(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A frame's shift [2] at the centre, and its slopes [2, 2]."""
     flat = np.zeros((2, 2))
-    told = [look for look in looks if look.alike[n] > _ALIKE]
+    told = [look for look in looks if look.alike[n] > 0]
     if n == 0 or not told:
         return start, flat
     found = np.stack([look.shifts[n] for look in told])
@@ -216,7 +218,7 @@ def _brightness(looks: Sequence[Look], frames: int) -> tuple[np.ndarray, np.ndar
     bands = looks[0].own.shape[-1]
     gains, offsets = np.ones((frames, bands)), np.zeros((frames, bands))
     for n in range(1, frames):
-        told = [look for look in looks if look.alike[n] > _ALIKE] or looks
+        told = [look for look in looks if look.alike[n] > 0] or looks
         frame, seen = (np.concatenate([look.pairs[n][k] for look in told]) for k in (0, 1))
         for c in range(bands):
             ok = np.ones(len(frame), bool)
