@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Programs here are many and run briefly: compile them fast rather than well.
 os.environ.setdefault(
@@ -12,3 +13,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # nothing outside tmp_path
+
+# In the background, as under nohup, some signals are ignored, and stay so in what is tested.
+for _name, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if hasattr(signal, _name) and signal.getsignal(getattr(signal, _name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, _name), _usual)

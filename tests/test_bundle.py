@@ -365,20 +365,20 @@ def test_a_bundle_that_is_replaced_while_it_is_read(
     original = bundles.trees.read
     replaced: list[Any] = []
 
-    def read(path: Path, *like: Any) -> Any:
+    def read(path: Path, *like: Any, **limits: Any) -> Any:
         if not replaced:
             replaced.append(path)
             save_params(bundle, Bundle(random_bundle(CONFIG).params, CONFIG, INFO))
-        return original(path, *like)
+        return original(path, *like, **limits)
 
     monkeypatch.setattr(bundles.trees, "read", read)
     loaded = load_params(bundle)
     assert (loaded.config, loaded.info) == (CONFIG, INFO)
     assert bits(loaded.params) == bits(random_bundle(CONFIG).params)
 
-    def always(path: Path, *like: Any) -> Any:
+    def always(path: Path, *like: Any, **limits: Any) -> Any:
         save_params(bundle, random_bundle())
-        return original(path, *like)
+        return original(path, *like, **limits)
 
     monkeypatch.setattr(bundles.trees, "read", always)
     with pytest.raises(ValueError, match="is replaced faster than it can be read"):

@@ -294,8 +294,8 @@ def options(**changes: Any) -> ModelConfig:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"features": 1}, "features: found 1, expected ≥ 2"),
-        ({"agreement_features": 0}, "agreement_features: found 0, expected ≥ 2"),
+        ({"features": 1}, "features: found 1, expected 2"),
+        ({"agreement_features": 0}, "agreement_features: found 0, expected 2"),
         ({"blocks": -1}, "blocks: found -1, expected 0 to 64"),
         ({"iterations": -1}, "iterations: found -1, expected 0 to 64"),
         ({"truth": "somewhere"}, "truth: found 'somewhere'"),
