@@ -108,7 +108,10 @@ def _kill_one(folder: Path, begin: int, rng: random.Random) -> tuple[int, str]:
     """The newest state after a process has saved and was killed, and what is wrong with it."""
 
     def save(writer: int) -> None:
-        _save_on(folder, begin, lambda step: os.write(writer, f"{step}\n".encode()) and None)
+        def tell(step: int) -> None:
+            os.write(writer, f"{step}\n".encode())
+
+        _save_on(folder, begin, tell)
 
     def look(writer: int) -> None:
         os.write(writer, f"{_look(folder, told)}\n".encode())
