@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from deepsum_jax.tiling.mosaic import MEMORY
+
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
@@ -156,9 +158,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--memory",
         type=_amount,
-        default=2.0,
+        default=MEMORY,
         metavar="GB",
-        help="memory for tiles; decides how many run at once, never what comes out (default: 2)",
+        help="memory for tiles; decides how many run at once, never what comes out "
+        f"(default: {MEMORY:g})",
     )
 
 

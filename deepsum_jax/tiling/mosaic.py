@@ -24,7 +24,7 @@ from deepsum_jax.bundle import Bundle
 from deepsum_jax.config import Compute
 from deepsum_jax.data import resample
 from deepsum_jax.data.doubts import doubts
-from deepsum_jax.data.frames import select_frames
+from deepsum_jax.data.frames import MAX_FRAMES, select_frames
 from deepsum_jax.data.serving import Chosen, Serving
 from deepsum_jax.data.survey import Survey
 from deepsum_jax.inference import frames_in_use, super_resolve_parts
@@ -119,7 +119,7 @@ def make_plan(
     chosen = _agreed(found, [np.any(masks, axis=(1, 2)) for _, masks in looks], overview)
     for line in chosen.warnings():
         warnings.warn(line, UserWarning, stacklevel=5)
-    members = min(len(chosen.kept), max_frames or max(config.num_frames, 15))
+    members = min(len(chosen.kept), max_frames or max(config.num_frames, MAX_FRAMES))
     field = make_survey(
         source, chosen.kept, overview.samples(chosen.kept[0]), config.scale, config.psf_sigma,
         members,
