@@ -154,9 +154,9 @@ def test_complex_values(dates: list[Path], refuse: Refuse, tmp_path: Path) -> No
 
 
 def test_one_date_twice(dates: list[Path], refuse: Refuse, tmp_path: Path) -> None:
-    assert refuse(*dates, dates[0]) == "error: 0.tif: found this date twice, expected each once"
+    assert refuse(*dates, dates[0]) == "error: 0.tif: found this file twice, expected each once"
     (tmp_path / "link.tif").symlink_to(dates[0])
-    assert "link.tif: found this date twice" in refuse(*dates, tmp_path / "link.tif")
+    assert "link.tif: found this file twice" in refuse(*dates, tmp_path / "link.tif")
     shutil.copy(dates[0], tmp_path / "copy.tif")
     assert "copy.tif: found the same image as 0.tif" in refuse(*dates, tmp_path / "copy.tif")
 
@@ -245,7 +245,7 @@ def test_outputs_that_are_inputs(dates: list[Path], refuse: Refuse, tmp_path: Pa
 
 
 def test_outputs_that_cannot_be_written(dates: list[Path], refuse: Refuse, tmp_path: Path) -> None:
-    assert "found suffix '.png', expected .tif" in refuse(*dates, output=tmp_path / "sr.png")
+    assert "found suffix '.png' for rasters" in refuse(*dates, output=tmp_path / "sr.png")
     assert "found a folder" in refuse(*dates, output=tmp_path)
     assert "is a file, expected a folder" in refuse(*dates, output=dates[0] / "sr.tif")
     (tmp_path / "closed").mkdir(mode=0o500)
