@@ -151,9 +151,11 @@ def draw(
     frame, image = frame[..., chosen], image[..., chosen]
     seen = fill_hidden(frame[None], mask[None])[0]  # [h, w, 1 or 3]
     scale = len(image) // len(frame)
+    enlarged = [bicubic_upsample(band, scale) for band in np.moveaxis(seen, -1, 0)]
+    known = mask.repeat(scale, axis=0).repeat(scale, axis=1)
     panels = [
         np.where(mask[..., None], frame, np.nan),
-        np.stack([bicubic_upsample(band, scale) for band in np.moveaxis(seen, -1, 0)], axis=-1),
+        np.where(known[..., None], np.stack(enlarged, axis=-1), np.nan),
         image,
     ]
     low, high = figures.stretch(panels)  # of all colours together, so that grey stays grey

@@ -88,6 +88,7 @@ def test_in_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [title for title, _ in shown] == ["before", "bicubic", "after"]
     assert all(panel.shape[2] == 3 and panel.min() >= 0 <= panel.max() <= 1 for _, panel in shown)
     np.testing.assert_array_equal(shown[0][1][3, 4], 1)
+    np.testing.assert_array_equal(shown[1][1][6:8, 8:10], 1)  # nor is anything made up there
     np.testing.assert_allclose(shown[2][1][:, 0, 0], shown[2][1][:, 0, 2])  # no blue is added there
     assert (shown[2][1][..., 0] >= shown[2][1][..., 1]).all()
     np.testing.assert_allclose(error[1], image[..., [2, 1, 0]].mean(axis=-1) / 10)

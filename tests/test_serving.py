@@ -10,7 +10,7 @@ import scipy.ndimage
 
 from deepsum_jax import Bundle, ModelConfig, predict
 from deepsum_jax.config import SimulationConfig
-from deepsum_jax.data.serving import judge
+from deepsum_jax.data.serving import Chosen, Serving, judge
 from deepsum_jax.simulation.steady import simulate_scene
 
 SIDE = 32
@@ -83,6 +83,14 @@ def test_as_explicit_reference_it_is_an_error(reason: str) -> None:
     stack = np.stack([BAD[reason], *good_frames()])
     with pytest.raises(ValueError, match="reference: found that frame 0"):
         predict(Bundle({}, ModelConfig(system="ibp")), stack, reference=0)
+
+
+def test_frames_that_have_names_are_called_by_them() -> None:
+    chosen = Chosen([1, 0], Serving(1, (0, "blank"), {0: "blank", 2: "of one value"}))
+    assert chosen.warnings(["may.tif", "june.tif", "july.tif"]) == [
+        "reference: may.tif is blank; june.tif takes its place",
+        "left out: july.tif (of one value)",
+    ]
 
 
 def test_a_hidden_reference_by_rule() -> None:

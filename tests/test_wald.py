@@ -225,6 +225,7 @@ def test_arrays(tmp_path: Path) -> None:
 
 def test_without_rasterio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "rasterio", None)
+    monkeypatch.delitem(sys.modules, "deepsum_jax.rasters.dates", raising=False)
     with pytest.raises(ValueError, match="expected the extra geo"):
         read_dates([tmp_path / "a.tif"])
 

@@ -9,6 +9,7 @@ that do not, have none. So a frame is judged by how significant its peak is, and
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -268,13 +269,18 @@ class Chosen(NamedTuple):
     kept: list[int]  # indices, the reference first, then by clearance
     serving: Serving
 
-    def warnings(self) -> list[str]:
-        """What the user should know, a line each."""
+    def warnings(self, names: Sequence[str] | None = None) -> list[str]:
+        """What the user should know, a line each; `names` of all frames, where they have some."""
+
+        def called(n: int) -> str:
+            return f"frame {n}" if names is None else names[n]
+
         lines = []
         if self.serving.replaced is not None:
             index, reason = self.serving.replaced
             lines.append(
-                f"reference: frame {index} {_as_verb(reason)}; frame {self.kept[0]} takes its place"
+                f"reference: {called(index)} {_as_verb(reason)}; {called(self.kept[0])} takes its "
+                "place"
             )
         named = {
             n: reason
@@ -285,7 +291,7 @@ class Chosen(NamedTuple):
             named.pop(self.serving.replaced[0], None)
         if named:
             lines.append(
-                "left out: " + ", ".join(f"frame {n} ({why})" for n, why in sorted(named.items()))
+                "left out: " + ", ".join(f"{called(n)} ({why})" for n, why in sorted(named.items()))
             )
         return lines
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deepsum_jax.data.arrayfile import read_arrays
+from deepsum_jax.data.chunks import MOST_PIXELS
+from deepsum_jax.tiling.source import Rect
 
 # Pixel sizes that differ by more would drift apart by a pixel over a thousand.
 _SAME_PITCH = 1e-3
@@ -35,30 +37,24 @@ class _Raster(NamedTuple):
     crs: Any
 
 
-def _rasterio() -> Any:
+def _read_raster(path: Path, band: int) -> _Raster:
     try:
-        import rasterio
+        from deepsum_jax.rasters.dates import open_raster, read_part
     except ImportError:
         raise ValueError(
             "GeoTIFFs: found no rasterio, expected the extra geo: pip install 'deepsum_jax[geo]'"
         ) from None
-    return rasterio
-
-
-def _read_raster(path: Path, band: int) -> _Raster:
-    rasterio = _rasterio()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: found no such file, expected a GeoTIFF of one date")
-    try:
-        with rasterio.open(path) as source:
-            if not 1 <= band <= source.count:
-                raise ValueError(f"{path}: found {source.count} bands, expected band {band} in it")
-            # By number alone: a file's colour tags may call a near-infrared band alpha.
-            values = source.read(band)
-            return _Raster(path, values, source.nodata, source.transform, source.crs)
-    except rasterio.errors.RasterioError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: found no readable raster ({reason}), expected one") from None
+    with open_raster(path) as source:
+        if not 1 <= band <= source.count:
+            raise ValueError(f"{path}: found {source.count} bands, expected band {band} in it")
+        if source.height * source.width > MOST_PIXELS:
+            raise ValueError(
+                f"{path}: found {source.height}×{source.width} pixels, expected at most "
+                f"{MOST_PIXELS}; cut it, as by rio clip"
+            )
+        # By number alone: a file's colour tags may call a near-infrared band alpha.
+        (values,) = read_part(source, (band,), Rect(0, 0, source.height, source.width))
+        return _Raster(path, values, source.nodata, source.transform, source.crs)
 
 
 def _corner(raster: _Raster, first: _Raster) -> tuple[int, int]:

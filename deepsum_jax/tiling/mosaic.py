@@ -117,7 +117,7 @@ def make_plan(
         looks = looks[:1]
     found = [frames_in_use(bundle, *look, index, len(look[0]), explicit) for look in looks]
     chosen = _agreed(found, [np.any(masks, axis=(1, 2)) for _, masks in looks], overview)
-    for line in chosen.warnings():
+    for line in chosen.warnings(source.names):
         warnings.warn(line, UserWarning, stacklevel=5)
     members = min(len(chosen.kept), max_frames or max(config.num_frames, MAX_FRAMES))
     field = make_survey(

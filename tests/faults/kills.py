@@ -11,16 +11,20 @@ import dataclasses
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from deepsum_jax import load_params
+from deepsum_jax.sample import sample_rasters
+from faults.report import Report
 
 REPOSITORY = Path(__file__).parents[2]
 STAGES = ("sisrnet", "regnet", "deepsum")
@@ -31,6 +35,10 @@ STATUSES = {
     signal.SIGTERM: {143, -15, 0},
     signal.SIGINT: {130, -2, 0},
 }
+# Those besides training, what each writes, and what is run.
+OTHERS = {"simulate": "made", "predict": "sr.npy", "evaluate": "s.json", "rasters": "sr.tif"}
+_MODULES = {name: f"deepsum_jax.{name}" for name in ("train", "simulate", "predict", "evaluate")}
+_MODULES["rasters"] = "deepsum_jax.predict"
 _UNFIT = re.compile(r"Traceback|Exception ignored|Fatal Python error")
 _LEFT = re.compile(r"\.(tmp|old)$|orbax-checkpoint-tmp|^lock$")
 
@@ -77,11 +85,13 @@ class Driver:
         if command == "predict":
             scene = next((whole / "data" / "test" / "NIR").iterdir())
             return ["--params", str(whole), "--output", str(out), str(scene)]
+        if command == "rasters":
+            return ["--system", "ibp", "--output", str(out), *map(str, sample_rasters())]
         return ["--params", str(whole), "--data", str(whole / "data"), "--json", str(out)]
 
     def start(self, command: str, workdir: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", f"deepsum_jax.{command}", *self.arguments(command, workdir)],
+            [sys.executable, "-m", _MODULES[command], *self.arguments(command, workdir)],
             cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env={
                 **os.environ,
@@ -130,12 +140,18 @@ def bits(folder: Path) -> dict[str, list[bytes]]:
     }
 
 
-def campaign(root: Path, seed: int, trainings: int, kills: int, others: int) -> list[str]:
-    """What went wrong, a line each.
+def written(path: Path) -> dict[str, bytes]:
+    """Every byte of an output, a file or a folder."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return {str(p.relative_to(path)): p.read_bytes() for p in files}
+
+
+def campaign(root: Path, seed: int, trainings: int, kills: int, others: int) -> Report:
+    """Trainings, and every other command, are ended again and again, and then left to end.
 
     Args:
-      trainings: each ended `kills` times before it may come to its end.
-      others: how often each other command is ended.
+      trainings, others: how many of them, of each other command.
+      kills: how often each is ended before it may come to its end.
     """
     driver, faults = Driver(root, seed), []
     driver.run("train", "whole")
@@ -144,22 +160,33 @@ def campaign(root: Path, seed: int, trainings: int, kills: int, others: int) -> 
     expected = bits(root / "whole")
     done = []
     for n in range(trainings):
-        for _ in range(kills):
-            done.append(driver.kill("train", f"broken{n}"))
-        driver.run("train", f"broken{n}")
-        found = bits(root / f"broken{n}")
-        faults += [f"broken{n}: {k} differs" for k in expected if found[k] != expected[k]]
-        faults += [f"broken{n}: left {name}" for name in leftovers(root / f"broken{n}")]
-    for command, name in (("simulate", "made"), ("predict", "sr.npy"), ("evaluate", "s.json")):
-        if others:
-            driver.run(command, f"whole_{name}")
+        name = f"broken{n}"
+        done += [driver.kill("train", name) for _ in range(kills)]
+        driver.run("train", name)
+        found = bits(root / name)
+        faults += [f"{name}: {k} differs" for k in expected if found[k] != expected[k]]
+        faults += [f"{name}: left {left}" for left in leftovers(root / name)]
+        shutil.rmtree(root / name)
+    for command, name in OTHERS.items() if others else ():
+        driver.run(command, f"whole/{name}")
         for n in range(others):
-            done.append(driver.kill(command, f"{n}_{name}"))
-            there = (root / f"{n}_{name}").exists()
-            if there and command == "predict":
-                np.load(root / f"{n}_{name}")  # whole, or not at all
+            (root / f"{command}{n}").mkdir()
+            target = f"{command}{n}/{name}"
+            done += [driver.kill(command, target) for _ in range(kills)]
+            whole = command == "simulate" and (root / target).exists()  # it refuses to write twice
+            if not whole:
+                driver.run(command, target)
+            if written(root / target) != written(root / "whole" / name):
+                faults.append(f"{target}: differs")
+            if [p.name for p in (root / f"{command}{n}").iterdir()] != [name]:
+                faults.append(f"{target}: left {sorted((root / f'{command}{n}').iterdir())}")
     for kill in done:
         if kill.fault():
             faults.append(f"{kill.command} {kill.number.name} after {kill.after:.2f} s: "
                           f"{kill.fault()}\n{kill.output[-2000:]}")  # fmt: skip
-    return faults
+    ended = Counter(
+        f"{kill.number.name} {'late' if kill.status == 0 else 'in time'}" for kill in done
+    )
+    what = ", ".join(f"{count} {how}" for how, count in sorted(ended.items()))
+    return Report(f"{len(done)} kills of {trainings} trainings and {others} of each of "
+                  f"{', '.join(OTHERS)}: {what}", faults)  # fmt: skip

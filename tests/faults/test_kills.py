@@ -11,6 +11,7 @@ from faults.kills import campaign
 def test_kills(tmp_path: Path) -> None:
     long = os.environ.get("DEEPSUM_FAULTS") == "long"
     seed = int(os.environ.get("DEEPSUM_SEED", "0"))
-    trainings, kills, others = (40, 4, 14) if long else (1, 2, 0)
-    faults = campaign(tmp_path, seed, trainings, kills, others)
+    trainings, kills, others = (40, 4, 3) if long else (1, 2, 0)
+    done, faults = campaign(tmp_path, seed, trainings, kills, others)
+    assert done.startswith(f"{(trainings + 4 * others) * kills} kills")
     assert not faults, "\n".join(faults)
