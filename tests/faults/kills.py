@@ -8,13 +8,11 @@ DEEPSUM_FAULTS=long python -m pytest tests/faults/…     two hundred, about an 
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,8 +23,8 @@ import numpy as np
 from deepsum_jax import load_params
 from deepsum_jax.sample import sample_rasters
 from faults.report import Report
+from faults.running import UNFIT, start
 
-REPOSITORY = Path(__file__).parents[2]
 STAGES = ("sisrnet", "regnet", "deepsum")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # What a process may end with after each: by itself, before it listens, or well before it came.
@@ -35,11 +33,8 @@ STATUSES = {
     signal.SIGTERM: {143, -15, 0},
     signal.SIGINT: {130, -2, 0},
 }
-# Those besides training, what each writes, and what is run.
+# Commands besides training, and what each writes.
 OTHERS = {"simulate": "made", "predict": "sr.npy", "evaluate": "s.json", "rasters": "sr.tif"}
-_MODULES = {name: f"deepsum_jax.{name}" for name in ("train", "simulate", "predict", "evaluate")}
-_MODULES["rasters"] = "deepsum_jax.predict"
-_UNFIT = re.compile(r"Traceback|Exception ignored|Fatal Python error")
 _LEFT = re.compile(r"\.(tmp|old)$|orbax-checkpoint-tmp|^lock$")
 
 
@@ -56,7 +51,7 @@ class Kill:
     def fault(self) -> str | None:
         if self.status not in STATUSES[self.number]:
             return f"status {self.status}"
-        found = _UNFIT.search(self.output)
+        found = UNFIT.search(self.output)
         return found.group() if found else None
 
 
@@ -90,16 +85,8 @@ class Driver:
         return ["--params", str(whole), "--data", str(whole / "data"), "--json", str(out)]
 
     def start(self, command: str, workdir: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", _MODULES[command], *self.arguments(command, workdir)],
-            cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={
-                **os.environ,
-                "JAX_ENABLE_COMPILATION_CACHE": "true",
-                "JAX_COMPILATION_CACHE_DIR": str(self.root / "xla"),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            },
-        )  # fmt: skip
+        module = "predict" if command == "rasters" else command
+        return start(self.root / "xla", module, *self.arguments(command, workdir))
 
     def run(self, command: str, workdir: str) -> str:
         """To its end; the time that it takes is that within which it is ended later."""
@@ -107,7 +94,7 @@ class Driver:
         process = self.start(command, workdir)
         output, _ = process.communicate(timeout=900)
         assert process.returncode == 0, output
-        assert not _UNFIT.search(output), output
+        assert not UNFIT.search(output), output
         self.took.setdefault(command, time.monotonic() - since)
         return output
 

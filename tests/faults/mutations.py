@@ -1,6 +1,6 @@
 """Mutated files through the readers, by seed, each in a process with limits.
 
-    python tests/faults/mutations.py --count 10000 --commands 100 --seed 0
+    python -m faults.mutations --count 10000 --commands 100 --seed 0      from tests/
 
 Every file is read as it is written or refused in one line that names it. PNGs, `.npz` and what has
 a digest are never read as other values. No traceback, no hang over ten seconds, no memory over
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import numpy as np
+import rastering
 from PIL import Image
 
 from deepsum_jax import Bundle, ModelConfig, cli, files, load_params, save_params
@@ -37,9 +38,11 @@ from deepsum_jax.config import SimulationConfig, TrainConfig, preset
 from deepsum_jax.data import kelvins, png
 from deepsum_jax.data.stackfile import read_input
 from deepsum_jax.data.submission import check_submission, write_submission
+from deepsum_jax.rasters.source import RasterSource
 from deepsum_jax.simulation.dataset import write_dataset
 from deepsum_jax.simulation.dates import read_dates
 from deepsum_jax.systems.system import Params
+from deepsum_jax.tiling.source import Rect
 
 SECONDS, BYTES, LONGEST = 10, 2**31, 500
 TINY = ModelConfig(num_frames=3, features=4, filter_size=5, sisrnet_layers=2)
@@ -216,6 +219,11 @@ def _make(root: Path, params: bool) -> None:
     np.savez(root / "dates.npz", dates=stack, masks=masks)
     files.write_json(root / "config.json", preset("tiny").to_dict())
     write_submission(root / "s.zip", {f"imgset{n}": ramp[:20, :20] for n in range(3)})
+    bands = np.stack([ramp, ramp + 7, ramp + 300], axis=-1)
+    rastering.write(root / "dates.tif", bands, nodata=0, compress="deflate", predictor=2)
+    rastering.write(root / "one.tif", bands, nodata=0, mask=ramp > 9000)
+    tiled: dict[str, Any] = {"tiled": True, "blockxsize": 16, "blockysize": 16}
+    rastering.write(root / "two.tif", bands + 1, nodata=0, **tiled)
 
     if params:
         save_params(root / "bundle", Bundle(_zeros(_shapes()), TINY))
@@ -233,6 +241,14 @@ def good_files(root: Path, params: bool) -> dict[str, Target]:
     def submitted(path: Path) -> Any:
         return check_submission(path, [f"imgset{n}" for n in range(3)], 20)
 
+    def dated(path: Path) -> Any:
+        source = RasterSource([path, root / "two.tif"])
+        try:
+            read = source.read(Rect(0, 0, source.height, source.width))
+            return *read, source.fractions, repr(source.georeference)
+        finally:
+            source.close()
+
     targets = {
         "a.png": Target(root / "a.png", png.read_png16),
         "noise.png": Target(root / "noise.png", png.read_png16),
@@ -243,6 +259,8 @@ def good_files(root: Path, params: bool) -> dict[str, Target]:
         "stored.npz": Target(root / "stored.npz", stacked),
         "packed.npz": Target(root / "packed.npz", stacked),
         "dates.npz": Target(root / "dates.npz", lambda p: tuple(read_dates([p]))),
+        "dates.tif": Target(root / "dates.tif", lambda p: tuple(read_dates([p])), exact=False),
+        "one.tif": Target(root / "one.tif", dated, exact=False),
         "norm.csv": Target(root / "data" / "norm.csv", kelvins.read_norm, _rows, False),
         "any.json": Target(root / "config.json", files.read_json, _as_json, False),
         "config.json": Target(root / "config.json", _config, exact=False),
@@ -421,6 +439,7 @@ def commands(root: Path, place: Path) -> dict[str, list[str]]:
         "scene": [*scenes, "--data", f"{at}/{next((root / 'data/train/NIR').iterdir()).name}"],
         "dates.npz": ["simulate", "--output", out, "--from", f"{at}/dates.npz", "--seed", "0"],
         "s.zip": ["check", f"{at}/s.zip"],
+        "one.tif": [*system[:-1], f"{out}.tif", f"{at}/one.tif", str(root / "two.tif")],
         "undigested": ["predict", "--params", f"{at}/undigested", "--output", f"{out}.npy",
                        str(root / "a.png")],
     }  # fmt: skip

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
-DRIVER = Path(__file__).with_name("mutations.py")
+HERE = Path(__file__).parent
 LONG = os.environ.get("DEEPSUM_FAULTS") == "long"
 
 
 def driven(*arguments: str) -> str:
     """What the driver prints, in a process without threads, which may fork."""
     done = subprocess.run(
-        [sys.executable, DRIVER, *arguments], capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-m", "faults.mutations", *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE)))},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -26,7 +28,9 @@ def driven(*arguments: str) -> str:
 def test_mutated_files_are_read_as_written_or_refused() -> None:
     shown = driven("--count", "400", "--no-params")
     assert "400 files: 0 faults" in shown
-    for name in ("a.png", "stack.npy", "packed.npz", "norm.csv", "any.json", "s.zip", "scene"):
+    for name in (
+        "a.png", "stack.npy", "packed.npz", "one.tif", "norm.csv", "any.json", "s.zip", "scene",
+    ):  # fmt: skip
         assert re.search(rf"^{name}: refused \d+$", shown, re.MULTILINE)
     assert re.search(r"^\S+: read \d+$", shown, re.MULTILINE)
 
