@@ -4,8 +4,10 @@
 
 A network that is to serve any stack trains on ground of two kinds: real dates, degraded by sensors,
 noise and offsets that are drawn anew for every scene (`simulation.drawn`), and simulated ground
-that changes as real ground does, half of it with the real dates' texture. Of the dates, GeoTIFFs of
-one place, only the first 280 columns are used; what lies east of them is kept back.
+that changes as real ground does, half of it with the real dates' texture. The dates' bands are seen
+as they are, as their vegetation index, and mixed, so that edges come with every contrast. Of the
+dates, GeoTIFFs of one place, only the first 280 columns are used; what lies east of them is kept
+back.
 
 The command goes on where it was. At its end the bundle, in half precision, the run's settings and
 its log lie in --output.
@@ -37,27 +39,45 @@ from experiments.dates import add_dates, rasters
 
 COLUMNS = (0, 280)  # of the rasters, that may train
 SEED = 3  # of all that is drawn; reported scenes have others
-REAL, SIMULATED = 2000, 300  # scenes
+REAL, SIMULATED = 3000, 300  # scenes
+MIXTURES = 16  # of the bands, as ground of their own
+BLUR = (0.34, 0.48)  # LR pixels, of real scenes' sensors: about what the network assumes
 WINDOW = 32  # LR pixels, of a real scene
 _BANDS = (1, 2, 3, 4)
 _RED, _NEAR_INFRARED = 0, 3  # of these
 
 
 def grounds(folder: Path, columns: tuple[int, int] = COLUMNS) -> list[Dates]:
-    """Every band of the dates, and their vegetation index as one more."""
+    """Every band of the dates, their vegetation index, and as often mixtures of the bands."""
     paths = rasters(folder)
     bands = [read_dates(paths, band, columns) for band in _BANDS]
     red, infrared = (bands[n].values.astype(np.float32) for n in (_RED, _NEAR_INFRARED))
     index = (infrared - red) / np.maximum(infrared + red, 1)
     known = bands[_RED].masks & bands[_NEAR_INFRARED].masks
-    return [*bands, Dates(np.rint(8000 * (1 + index)).astype(np.uint16), known)]
+    plain = [*bands, Dates(np.rint(8000 * (1 + index)).astype(np.uint16), known)]
+    times = max(1, MIXTURES // len(plain))  # so that a scene shows one or the other as likely
+    return [*plain * times, *_mixtures(bands)]
+
+
+def _mixtures(bands: Sequence[Dates]) -> Iterator[Dates]:
+    """Weighted sums of the bands, weights of either sign: other sensors' bands, in a way."""
+    rng = np.random.default_rng(SEED)
+    known = np.logical_and.reduce([band.masks for band in bands])
+    whitened = []
+    for band in bands:
+        values = band.values.astype(np.float32)
+        whitened.append((values - values[known].mean()) / values[known].std())
+    for weights in rng.standard_normal((MIXTURES, len(bands))):
+        mixed = sum(w * x for w, x in zip(weights.astype(np.float32), whitened))
+        counts = 8000 + 2000 * mixed / mixed[known].std()
+        yield Dates(np.clip(np.rint(counts), 64, 16320).astype(np.uint16), known)
 
 
 def scenes(
     ground: Sequence[Dates], scale: int, real: int, simulated: int
 ) -> Iterator[tuple[str, Scene, Mapping[str, Any]]]:
     """All training scenes of a scale."""
-    drawn = Drawn(scale=scale, window=scale * WINDOW)
+    drawn = Drawn(scale=scale, window=scale * WINDOW, psf_sigma=BLUR)
     for n in range(real):
         rng = np.random.default_rng([SEED, scale, n])
         yield ("train", *draw_scene(ground, drawn, rng, f"imgset{n:04d}"))

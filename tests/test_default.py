@@ -44,10 +44,10 @@ def dates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dates(tmp_path_factory.mktemp("default") / "dates")
 
 
-def test_grounds_are_the_bands_and_their_index(dates: Path) -> None:
+def test_grounds_are_the_bands_and_their_index_and_mixtures(dates: Path) -> None:
     rasterio = pytest.importorskip("rasterio", reason="needs the extra geo")
     found = default.grounds(dates)
-    assert len(found) == 5
+    assert len(found) == 15 + default.MIXTURES and found[5] is found[0]
     raw = []
     for path in sorted(dates.glob("*.tif")):
         with rasterio.open(path) as source:
@@ -63,6 +63,16 @@ def test_grounds_are_the_bands_and_their_index(dates: Path) -> None:
     np.testing.assert_allclose(index.values, wanted, atol=1)
     assert not index.masks[1, :20, :30].any() and index.masks.sum() == index.masks.size - 600
     assert found[0].masks.all() and not found[3].masks[1, :20, :30].any()
+    flat = np.stack([values.ravel() for values in expected], axis=1)
+    sums = np.column_stack([flat, np.ones(len(flat))])
+    for mixture in found[15:]:
+        known = mixture.masks.ravel()
+        values = mixture.values.ravel().astype(np.float64)
+        inner = known & (values > 64) & (values < 16320)
+        assert (mixture.masks == found[3].masks).all() and inner.sum() > 0.9 * known.sum()
+        weights = np.linalg.lstsq(sums[inner], values[inner], rcond=None)[0]
+        np.testing.assert_allclose(sums[inner] @ weights, values[inner], atol=1.5)
+        assert abs(values[known].mean() - 8000) < 50 and abs(values[known].std() - 2000) < 50
     part = default.grounds(dates, (5, 50))
     np.testing.assert_array_equal(part[2].values, found[2].values[:, :, 5:50])
 

@@ -43,7 +43,9 @@ DEMO = TrainConfig(
 
 # A system that takes any stack, trained on all sorts of ground (`experiments default`).
 UNROLLED = TrainConfig(
-    model=ModelConfig(system="unrolled", num_frames=11, residual_init="zeros", hidden="filled"),
+    model=ModelConfig(
+        system="unrolled", num_frames=11, psf_sigma=0.4, residual_init="zeros", hidden="filled"
+    ),
     data=DataConfig(
         patch_size=96,
         patches_per_scene=4,
