@@ -221,6 +221,26 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
             _settle(path.parent)
 
 
+@contextlib.contextmanager
+def folder_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, for what is needed on the way to it; gone at the end.
+
+    What killed processes left of the same is swept.
+    """
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = path.with_name(f"{path.name}.parts")
+    sweep(path.parent, parts.name)
+    aside = _aside(parts, "tmp")
+    aside.mkdir()
+    _writing.add(parts)
+    try:
+        yield aside
+    finally:
+        _writing.discard(parts)
+        _remove(aside)
+
+
 # --- what was written -----------------------------------------------------------------------------
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from deepsum_jax import locks
 from deepsum_jax.config import preset
-from deepsum_jax.training import owner
 from deepsum_jax.training.owner import owned
 from deepsum_jax.training.run import train
 
@@ -30,7 +30,7 @@ def folder(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         def refused(*_: Any) -> None:
             raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(owner.fcntl, "flock", refused)
+        monkeypatch.setattr(locks.fcntl, "flock", refused)
     (tmp_path / "w").mkdir()
     return tmp_path / "w"
 
@@ -82,7 +82,7 @@ def test_a_copied_lock_is_none(folder: Path) -> None:
 
 
 def test_another_host_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owner, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     write_lock(tmp_path, host="elsewhere", pid=7)
     with (
         pytest.raises(ValueError, match=r"process 7 on elsewhere .* remove .*lock"),

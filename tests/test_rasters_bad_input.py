@@ -18,7 +18,7 @@ import rasterio
 from helpers import contents, landscape, refuser
 from rastering import grid, write
 
-from deepsum_jax import cli
+from deepsum_jax import cli, locks
 from deepsum_jax.predict import main
 from deepsum_jax.tiling.store import Folder
 
@@ -251,6 +251,16 @@ def test_outputs_that_cannot_be_written(dates: list[Path], refuse: Refuse, tmp_p
     (tmp_path / "closed").mkdir(mode=0o500)
     if not os.access(tmp_path / "closed", os.W_OK):  # who is root may write
         assert "no permission" in refuse(*dates, output=tmp_path / "closed" / "sr.tif")
+
+
+def test_an_output_that_another_process_writes(
+    dates: list[Path], fail: Refuse, tmp_path: Path
+) -> None:
+    partial = tmp_path / ".sr.tif.partial"
+    partial.mkdir()
+    with locks.locked(partial, "writing sr.tif", "name another --output"):
+        message = fail(*dates, output=tmp_path / "sr.tif")
+    assert f"found process {os.getpid()} on " in message and "name another --output" in message
 
 
 def test_words_that_mean_nothing(dates: list[Path], refuse: Refuse) -> None:

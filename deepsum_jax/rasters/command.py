@@ -19,6 +19,7 @@ import rasterio
 from deepsum_jax import files
 from deepsum_jax.bundle import Bundle, package_version
 from deepsum_jax.chosen import chosen_compute
+from deepsum_jax.locks import locked
 from deepsum_jax.radiometry import Radiometry
 from deepsum_jax.rasters import layers, options, output, preview
 from deepsum_jax.rasters.source import RasterSource
@@ -155,15 +156,20 @@ def _write(
     args: argparse.Namespace, source: RasterSource, bundle: Bundle, plan: Plan,
     wanted: Sequence[layers.Layer],
 ) -> None:  # fmt: skip
-    store = Folder(_partial(args.output), _run(args, source, bundle, plan))
-    if store.begun:
-        print(f"going on from {_partial(args.output)}", file=sys.stderr)
-    try:
-        _compute(args, source, bundle, plan, wanted, store)
-    except (ValueError, TypeError, OSError):  # which another run would meet again
+    partial = _partial(args.output)
+    if partial.is_symlink() or not partial.is_dir():
+        files.remove(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    with locked(partial, f"writing {args.output}", "name another --output"):
+        store = Folder(partial, _run(args, source, bundle, plan))
+        if store.begun:
+            print(f"going on from {partial}", file=sys.stderr)
+        try:
+            _compute(args, source, bundle, plan, wanted, store)
+        except (ValueError, TypeError, OSError):  # which another run would meet again
+            store.sweep()
+            raise
         store.sweep()
-        raise
-    store.sweep()
 
 
 def _compute(

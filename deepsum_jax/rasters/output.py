@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
-import glob
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +22,6 @@ from deepsum_jax.rasters.layers import Layer
 from deepsum_jax.tiling.source import Strip
 
 _ROWS = 64  # converted at a time
-_FOLDER = ".rows"  # what the names of hidden folders end in
 
 
 @contextlib.contextmanager
@@ -147,29 +142,10 @@ class _Writer:
 def _writer(layer: Layer) -> Iterator[_Writer]:
     with contextlib.ExitStack() as stack:
         with _naming(layer.path):
-            folder = stack.enter_context(_folder_beside(layer.path))
+            folder = stack.enter_context(files.folder_aside(layer.path))
             writer = _Writer(layer, folder)
         try:
             yield writer
         finally:
             with contextlib.suppress(OSError):  # what is left to write is not wanted any more
                 writer.close()
-
-
-@contextlib.contextmanager
-def _folder_beside(path: Path) -> Iterator[Path]:
-    """A hidden folder beside a file, locked while its process lives; those of dead ones go."""
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for lock in path.parent.glob(f".{glob.escape(path.name)}.*{_FOLDER}/lock"):
-        with contextlib.suppress(OSError), open(lock) as held:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where its process lives
-            shutil.rmtree(lock.parent)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_FOLDER, dir=path.parent))
-    try:
-        with open(folder / "lock", "w") as lock_file:
-            with contextlib.suppress(OSError):  # a file system without locks: nothing is swept
-                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

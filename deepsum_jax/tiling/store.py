@@ -61,8 +61,11 @@ class Folder:
         except (OSError, UnicodeDecodeError):
             same = False
         if not same:
-            self.sweep()
-            path.mkdir(parents=True)
+            if path.is_symlink() or not path.is_dir():
+                self.sweep()
+            path.mkdir(parents=True, exist_ok=True)
+            for left in [about, *path.glob("*.npy")]:
+                left.unlink(missing_ok=True)
             self._put("run.json", lambda file: file.write(told.encode()))
 
     def _place(self, name: str) -> Path:
