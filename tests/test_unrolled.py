@@ -146,14 +146,15 @@ def test_looks_are_worth_more_than_one() -> None:
 
 @BOTH
 def test_masked_frames_are_as_if_they_were_not_there(init: Init) -> None:
-    """Bit for bit, in a network that corrects what it likes."""
+    """To a last digit, which programs for one and for five frames round differently; in a network
+    that corrects what it likes."""
     lr = looks()
     alone = resolved(bundle(init), lr[:1], clear(lr[:1]))
     masks = clear(lr)
     masks[1:] = False
     hidden = resolved(bundle(init), lr, masks)
-    np.testing.assert_array_equal(hidden.image, alone.image)
-    np.testing.assert_array_equal(error_of(hidden), error_of(alone))
+    np.testing.assert_allclose(hidden.image, alone.image, rtol=2e-6)
+    np.testing.assert_allclose(error_of(hidden), error_of(alone), rtol=2e-6)
     assert hidden.weights.tolist() == [1, 0, 0, 0, 0]
     assert np.abs(resolved(bundle(init), lr, clear(lr)).image - alone.image).max() > 50
 

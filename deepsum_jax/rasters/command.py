@@ -24,7 +24,7 @@ from deepsum_jax.radiometry import Radiometry
 from deepsum_jax.rasters import layers, options, output, preview
 from deepsum_jax.rasters.source import RasterSource
 from deepsum_jax.systems.table import system_of
-from deepsum_jax.tiling.mosaic import Mosaic, Plan, make_plan
+from deepsum_jax.tiling.mosaic import Mosaic, Plan, choose_reference, make_plan
 from deepsum_jax.tiling.overview import Overview, look_over
 from deepsum_jax.tiling.store import Folder
 
@@ -58,26 +58,34 @@ def run(args: argparse.Namespace, bundle: Bundle) -> None:
     ):
         _check_apart(args, source)
         _check_size(source, bundle)
+        _layers(args, source, bundle)  # raises what is wrong with them
+        overview = look_over(source)
+        if rule == "clearest":
+            overview = _onto(source, overview, choose_reference(source, overview, bundle))
+        plan = _planned(args, source, bundle, overview)
+        if source.reference != plan.reference:  # the first choice cannot serve
+            overview = _onto(source, overview, plan.reference)
+            plan = _planned(args, source, bundle, overview)
         wanted = _layers(args, source, bundle)
-        overview, plan = _planned(args, source, bundle, chosen=rule != "clearest")
-        if source.reference != plan.reference:  # its grid is the output's
-            source.onto(plan.reference)
-            wanted = _layers(args, source, bundle)
-            overview, plan = _planned(args, source, bundle, chosen=True)
         _say(source, overview, plan, bundle.config.scale)
         _write(args, source, bundle, plan, wanted)
 
 
+def _onto(source: RasterSource, overview: Overview, reference: int) -> Overview:
+    """Makes a date the reference, whose grid is the output's."""
+    if source.reference == reference:
+        return overview
+    source.onto(reference)
+    return look_over(source)
+
+
 def _planned(
-    args: argparse.Namespace, source: RasterSource, bundle: Bundle, chosen: bool
-) -> tuple[Overview, Plan]:
-    overview = look_over(source)
-    explicit = isinstance(args.reference, (int, Path))
-    plan = make_plan(
-        bundle, source, source.reference if chosen else None, explicit=chosen and explicit,
+    args: argparse.Namespace, source: RasterSource, bundle: Bundle, overview: Overview
+) -> Plan:
+    return make_plan(
+        bundle, source, source.reference, explicit=isinstance(args.reference, (int, Path)),
         max_frames=args.max_frames, overview=overview, normalize=args.normalize,
     )  # fmt: skip
-    return overview, plan
 
 
 # --- before the work

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -41,6 +42,9 @@ Array = jax.Array
 PARTS = ("own", "agreement", "fusion", "error")
 _OWN, _SURE = 0.5, 0.05  # parts of the loss that the own image and the standard error have
 _LEAST = 1e-6  # of the contrast squared; an error below it counts no more
+# One network at a time uses all of a device; two would only need twice the memory. What else is to
+# be done for a tile goes on beside it.
+_COMPUTING = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,11 +185,12 @@ def _images(
     plain = dataclasses.replace(config, normalization=ModelConfig().normalization)
     run = _compiled(plain, compute, len(stacks))
     given = [(s.frames, s.masks, s.shifts, s.noise) for s in stacks]
-    if len(stacks) == 1:
-        output = jax.tree.map(lambda x: x[None], run(params, *given[0]))
-    else:
-        output = run(params, *(np.stack(parts) for parts in zip(*given)))
-    return jax.tree.map(lambda x: np.asarray(x, np.float32), output)
+    with _COMPUTING:
+        if len(stacks) == 1:
+            output = jax.tree.map(lambda x: x[None], run(params, *given[0]))
+        else:
+            output = run(params, *(np.stack(parts) for parts in zip(*given)))
+        return jax.tree.map(lambda x: np.asarray(x, np.float32), output)
 
 
 def align(lr: np.ndarray, masks: np.ndarray, config: ModelConfig) -> Aligned:

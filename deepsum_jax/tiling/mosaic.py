@@ -106,7 +106,9 @@ def make_plan(
     overview = look_over(source) if overview is None else overview
     samples = overview.samples(reference)
     if not samples:
-        what = "any frame" if reference is None else source.names[reference]
+        what = "any frame"
+        if reference is not None and overview.clearance.any():
+            what = source.names[reference]
         raise ValueError(f"masks: found no reliable pixel in {what}, expected some")
     config = bundle.config
     index = choose_reference(source, overview, bundle) if reference is None else reference
