@@ -7,13 +7,17 @@ and asks for them.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 STATUS = 143  # what a shell calls SIGTERM: a failure, so that nothing goes on with half a model
+_AGAIN = 0.02  # seconds
 _ENDING = tuple(
     getattr(signal, name)
     for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT")
@@ -37,6 +41,7 @@ class _Asked:
 
     def __init__(self) -> None:
         self.by: signal.Signals | None = None
+        self.raised: BaseException | None = None
         self.held = 0
 
     def __call__(self, number: int, _: FrameType | None) -> None:
@@ -45,7 +50,18 @@ class _Asked:
             if signal.getsignal(one) is self:
                 signal.signal(one, signal.SIG_DFL)
         if not self.held:
-            raise ending(f"stopped by {self.by.name}")
+            self.raised = ending(f"stopped by {self.by.name}")
+            raise self.raised
+
+    def again(self) -> None:
+        """Sends the signal to this process once more, when whoever forgot it is through."""
+        if self.by is not None:
+            signal.signal(self.by, self)
+            threading.Timer(_AGAIN, self._send, [self.by]).start()
+
+    def _send(self, number: signal.Signals) -> None:
+        if self.by == number:
+            os.kill(os.getpid(), number)
 
 
 _asked = _Asked()
@@ -74,6 +90,9 @@ def heard() -> Iterator[None]:
         return
     before = {one: signal.getsignal(one) for one in _ENDING}
     outermost = all(handler is not _asked for handler in before.values())
+    show, hook = sys.unraisablehook, _forgotten(sys.unraisablehook)
+    if outermost:
+        sys.unraisablehook = hook
     try:
         for one, handler in before.items():
             if handler is not signal.SIG_IGN:
@@ -87,13 +106,32 @@ def heard() -> Iterator[None]:
             if handler is not signal.SIG_IGN and handler is not None and not ended:
                 signal.signal(one, handler)
         if outermost:
-            _asked.by = None
+            _asked.by = _asked.raised = None
+            if sys.unraisablehook is hook:
+                sys.unraisablehook = show
+
+
+def _forgotten(show: Callable[[Any], object]) -> Callable[[Any], None]:
+    """What takes exceptions that nobody can catch, as those within callbacks of the garbage
+    collector: that of a signal is neither shown nor forgotten."""
+
+    def hook(what: Any) -> None:
+        if what.exc_value is None or what.exc_value is not _asked.raised:
+            show(what)
+        else:
+            _asked.again()
+
+    return hook
 
 
 @contextmanager
 def held() -> Iterator[Callable[[], signal.Signals | None]]:
     """Within it, signals wait: it yields what tells which one does, for work that then saves and
-    raises `ending`. One that still waits at the end is raised there."""
+    raises `ending`. One that still waits at the end is raised there. They come to the main thread,
+    so in others this does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
     _asked.held += 1
     try:
         yield asked

@@ -18,6 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from deepsum_jax import signals
+
 # orbax is imported where it is needed: it takes half a second.
 _lock = threading.Lock()  # of whoever uses it
 _OVERHEAD = 2**18  # bytes that a tree takes on disk beside its arrays, at most
@@ -102,7 +104,8 @@ def write(path: Path, tree: Any) -> None:
     )
     if jax.process_count() == 1:
         alone = ocp.options.MultiprocessingOptions()
-    with _orbax():
+    # A signal waits: orbax writes on in threads, which would meet folders that are gone.
+    with signals.held(), _orbax():
         try:
             with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
                 checkpointer.save(path, tree)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 from helpers import FAST
 
-from deepsum_jax import cli, files, load_params, signals
+from deepsum_jax import cli, files, load_params, signals, trees
 from deepsum_jax.config import override, preset
 from deepsum_jax.training import loop, merit, parallel
 from deepsum_jax.training.run import train
@@ -87,6 +89,58 @@ def test_held_signals_wait_and_the_next_ends_at_once() -> None:
             with pytest.raises(signals.Stopped), signals.heeded():
                 raise AssertionError("not reached")
         raise AssertionError("not reached")
+
+
+def test_one_that_comes_while_garbage_is_collected(capfd: pytest.CaptureFixture[str]) -> None:
+    """Where what is raised is shown and forgotten."""
+
+    def collecting(phase: str, _: Any) -> None:
+        gc.callbacks.remove(collecting)
+        send("SIGTERM")
+
+    with pytest.raises(signals.Stopped, match="stopped by SIGTERM"), signals.heard():
+        gc.callbacks.append(collecting)
+        gc.collect()
+        time.sleep(20)
+        raise AssertionError("not reached")
+    assert capfd.readouterr().err == ""
+
+
+def test_what_nobody_can_catch_is_shown_as_before(capfd: pytest.CaptureFixture[str]) -> None:
+    seen: list[Any] = []
+    before, sys.unraisablehook = sys.unraisablehook, seen.append
+    try:
+        with signals.heard():
+            gc.callbacks.append(failing := lambda *_: 1 / 0)
+            gc.collect()
+            gc.callbacks.remove(failing)
+        assert sys.unraisablehook == seen.append
+    finally:
+        sys.unraisablehook = before
+    assert {what.exc_type for what in seen} == {ZeroDivisionError}
+
+
+def test_one_that_comes_while_a_tree_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits until the tree is whole; then its folder goes."""
+    import orbax.checkpoint as ocp
+
+    save = ocp.StandardCheckpointer.save
+
+    def interrupted(*arguments: Any, **more: Any) -> None:
+        save(*arguments, **more)
+        send("SIGTERM")
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", interrupted)
+    with (
+        pytest.raises(signals.Stopped),
+        signals.heard(),
+        files.written_aside(tmp_path / "bundle") as aside,
+    ):
+        aside.mkdir()
+        trees.write(aside / "params", {"w": np.zeros(1000)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_threads_set_no_handlers() -> None:
