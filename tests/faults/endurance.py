@@ -24,9 +24,11 @@ def _arguments(workdir: Path, steps: int) -> list[str]:
     return ["--workdir", str(workdir), "--preset", "tiny", *(f"--set={s}" for s in settings)]
 
 
-def _watched(process: subprocess.Popen[str], seconds: float = 1.0) -> tuple[str, list[float]]:
-    """What a process says, and the memory [MiB] that it holds as time goes on."""
-    memory: list[float] = []
+def _watched(
+    process: subprocess.Popen[str], workdir: Path, seconds: float = 0.5
+) -> tuple[str, dict[str, list[float]]]:
+    """What a training says, and the memory [MiB] that it holds in each stage as time goes on."""
+    memory: dict[str, list[float]] = {stage: [] for stage in STAGES}
     ended = threading.Event()
 
     def look() -> None:
@@ -36,7 +38,9 @@ def _watched(process: subprocess.Popen[str], seconds: float = 1.0) -> tuple[str,
             except OSError:
                 return
             held = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")]
-            memory.extend(int(kilobytes) / 1024 for kilobytes in held)
+            begun = [stage for stage in STAGES if (workdir / stage / "best").is_dir()]
+            if begun and not (workdir / begun[-1] / "last").is_dir():
+                memory[begun[-1]].extend(int(kilobytes) / 1024 for kilobytes in held)
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -46,11 +50,11 @@ def _watched(process: subprocess.Popen[str], seconds: float = 1.0) -> tuple[str,
     return output, memory
 
 
-def _trained(root: Path, name: str, steps: int) -> tuple[Path, int, list[float]]:
+def _trained(root: Path, name: str, steps: int) -> tuple[Path, int, dict[str, list[float]]]:
     """The working directory, how many programs were compiled, and memory."""
     workdir = root / name
     process = start(root / "xla", "train", *_arguments(workdir, steps), JAX_LOG_COMPILES="1")
-    output, memory = _watched(process)
+    output, memory = _watched(process, workdir)
     assert process.returncode == 0, output[-3000:]
     return workdir, output.count("Compiling jit("), memory
 
@@ -72,17 +76,17 @@ def campaign(root: Path, steps: int) -> Report:
     for stage in STAGES:
         speed = [r["steps_per_second"] for r in rows
                  if r["stage"] == stage and "steps_per_second" in r]  # fmt: skip
-        early, late = _quarters([1000 / s for s in speed])
-        shown.append(f"{stage} {early:.1f} and {late:.1f} ms")
-        if late > _MOST * early:
-            faults.append(f"{stage}: {early:.1f} ms a step became {late:.1f} ms")
-    early, late = _quarters(memory)
-    if late > _MOST * early:
-        faults.append(f"{early:.0f} MiB became {late:.0f} MiB")
+        for what, values in (
+            ("ms a step", [1000 / s for s in speed]),
+            ("MiB", memory[stage]),
+        ):
+            early, late = _quarters(values)
+            shown.append(f"{stage} {early:.1f} and {late:.1f} {what}")
+            if late > _MOST * early:
+                faults.append(f"{stage}: {early:.1f} {what} became {late:.1f}")
     return Report(
-        f"{len(STAGES) * steps} steps, medians of the second and of the last quarter: "
-        f"{', '.join(shown)} a step; {early:.0f} and {late:.0f} MiB over the whole training, at "
-        f"most {max(memory):.0f}; {compiled} programs compiled, as many as in "
+        f"{len(STAGES) * steps} steps, medians of the second and of the last quarter of a stage: "
+        f"{', '.join(shown)}; {compiled} programs compiled, as many as in "
         f"{len(STAGES) * (5 * EVERY + 1)} steps",
         faults,
     )
