@@ -13,7 +13,8 @@ from faults.running import start
 
 STAGES = ("sisrnet", "regnet", "deepsum")
 EVERY = 100  # steps, between states
-_MOST = 1.1  # times what the second quarter of a stage took, that the last may take
+# Times what the second quarter of a stage took, that the last may; machines are noisy in time.
+_MOST = {"MiB": 1.1, "ms a step": 1.5}
 
 
 def _arguments(workdir: Path, steps: int) -> list[str]:
@@ -82,7 +83,7 @@ def campaign(root: Path, steps: int) -> Report:
         ):
             early, late = _quarters(values)
             shown.append(f"{stage} {early:.1f} and {late:.1f} {what}")
-            if late > _MOST * early:
+            if late > _MOST[what] * early:
                 faults.append(f"{stage}: {early:.1f} {what} became {late:.1f}")
     return Report(
         f"{len(STAGES) * steps} steps, medians of the second and of the last quarter of a stage: "
