@@ -245,7 +245,8 @@ def test_outputs_that_are_inputs(dates: list[Path], refuse: Refuse, tmp_path: Pa
 
 
 def test_outputs_that_cannot_be_written(dates: list[Path], refuse: Refuse, tmp_path: Path) -> None:
-    assert "found suffix '.png' for rasters" in refuse(*dates, output=tmp_path / "sr.png")
+    message = refuse(*dates, output=tmp_path / "sr.png")
+    assert "found suffix '.png' for rasters (0.tif …), expected .tif" in message
     assert "found a folder" in refuse(*dates, output=tmp_path)
     assert "is a file, expected a folder" in refuse(*dates, output=dates[0] / "sr.tif")
     (tmp_path / "closed").mkdir(mode=0o500)

@@ -17,6 +17,7 @@ rasterio = pytest.importorskip("rasterio", reason="needs the extra geo")
 
 from rasterio.enums import ColorInterp, MaskFlags  # noqa: E402
 
+from deepsum_jax import files  # noqa: E402
 from deepsum_jax.rasters import layers, output  # noqa: E402
 from deepsum_jax.rasters.georeference import Georeference  # noqa: E402
 from deepsum_jax.rasters.values import Lost, converted, holds  # noqa: E402
@@ -355,4 +356,6 @@ def test_what_a_killed_process_left_goes(tmp_path: Path) -> None:
         with output.written([layers.image(path, geo, SCALE)], {}):
             (living,) = os.listdir(tmp_path)  # the dead one's are gone
             assert f".{os.getpid()}." in living
+            files.sweep(tmp_path)
+            assert os.listdir(tmp_path) == [living]
     assert os.listdir(tmp_path) == []
