@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,19 @@ class _Noise(logging.Filter):
         return "orbax" not in record.pathname
 
 
+class _Unasked(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        _, error, at = record.exc_info or (None, None, None)
+        within = any("orbax" in frame.filename for frame in traceback.extract_tb(at))
+        return not within and "OCDBT" not in str(error)  # the database that tensorstore keeps
+
+
 @functools.cache
 def _hush() -> None:
-    """After the first write that fails, those beside it call a loop that is closed by then, from
-    threads of tensorstore's that show it in tracebacks, when nobody waits any more."""
+    """After the first write that fails, those beside it fail when nobody waits any more: they call
+    a loop that is closed by then, from threads of tensorstore's, or end as tasks that nobody asks.
+    """
+    logging.getLogger("asyncio").addFilter(_Unasked())
     show = sys.unraisablehook
 
     def hook(what: Any) -> None:
