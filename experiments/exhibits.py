@@ -76,6 +76,14 @@ REGISTRATION = Exhibit(
     "filters.",
     (rows.CORRELATION, rows.SHIFTS, rows.DEEPSUM),
 )
+AGREEMENT = Exhibit(
+    "agreement",
+    "DeepSUM with what classical registration knows",
+    "Frames moved by robust back-projection's shifts, to a fraction of a pixel, and what disagrees "
+    "with the reference masked. For ground that changes: `--set data.ground=changing --set "
+    "data.reference=given`.",
+    (rows.BICUBIC, rows.IBP, rows.ROBUST_IBP, rows.DEEPSUM, rows.AGREEMENT),
+)
 ABLATIONS = Exhibit(
     "ablations",
     "Ablations: one thing changed at a time",
@@ -161,7 +169,7 @@ FRAMES_TRAINING = Exhibit(
 
 EXHIBITS = (
     TABLE2, TABLE1, REGISTRATION, ABLATIONS, PANELS, BRIGHTNESS, HAZE, SENSOR, REFERENCE_FRAME,
-    FRAMES_TEST, FRAMES_TRAINING, STEPS,
+    FRAMES_TEST, FRAMES_TRAINING, STEPS, AGREEMENT,
 )  # fmt: skip
 """In the order of the report, which is that in which `experiments all` runs them."""
 

@@ -46,6 +46,7 @@ class Row:
 
 BICUBIC = Row("bicubic_mean", "Bicubic+Mean", ("model.system=bicubic_mean",))
 IBP = Row("ibp", "IBP", ("model.system=ibp",))
+ROBUST_IBP = Row("robust_ibp", "robust IBP", ("model.system=robust_ibp",))
 SISR = Row("sisr", "SISR", ("model.system=sisr",))
 SISR_MEAN = Row("sisr_mean", "SISR+Mean", ("model.system=sisr_mean",), trained_as="sisr")
 DUF = Row("duf", "DUF", ("model.system=duf",))
@@ -56,6 +57,9 @@ CORRELATION = Row(
     "correlation", "cross-correlation, fixed kernel", ("model.registration=correlation",)
 )
 SHIFTS = Row("shifts", "learned shifts, fixed kernel", ("model.registration=shifts",))
+
+# Its filters share no shift that the search in the loss would forgive.
+AGREEMENT = Row("agreement", "DeepSUM by agreement", ("model.registration=agreement",))
 
 BATCH_NORM = Row("batch_norm", "batch norm", ("model.norm=batch",))
 NONLOCAL = Row("nonlocal", "non-local SISRNet", ("model.neighbours=8",))

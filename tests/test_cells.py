@@ -77,7 +77,7 @@ def test_who_shares_a_pretraining() -> None:
 
     for name in ("no_inpainting", "inpainting_before", "mask_shifts", "no_residual"):
         assert key(name) == key("deepsum")
-    assert key("correlation") == key("no_registration")
+    assert key("correlation") == key("agreement") == key("no_registration")
     for name in ("no_registration", "shifts", "batch_norm", "nonlocal", "deepsum_first",
                  "frames5", "deepsum_steps3"):  # fmt: skip
         assert key(name) != key("deepsum")
@@ -230,7 +230,8 @@ def test_nominal_work_of_systems() -> None:
     assert of() == pytest.approx(parts.total)
     bare = parts.sisrnet + parts.fusionnet
     assert of(registration="none") == pytest.approx(bare)
-    assert of(registration="correlation") == pytest.approx(bare + parts.dynamic)
+    for given in ("correlation", "agreement"):
+        assert of(registration=given) == pytest.approx(bare + parts.dynamic)
     assert of(system="sisr_mean") == pytest.approx(model.num_frames * of(system="sisr"))
     assert of(system="ibp") == of(system="bicubic_mean") == 0
     assert of(system="duf") > 0

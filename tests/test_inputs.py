@@ -32,7 +32,7 @@ MODEL = ModelConfig(num_frames=3, features=4, filter_size=5, sisrnet_layers=2, n
 HEIGHT, WIDTH = 6, 7  # LR; not square, so that rows and columns cannot change places
 SHIFTS = np.array([(0, 0), (2, -1), (-3, 4)], np.int32)
 ALIGNMENTS: tuple[Any, ...] = ("filters", "shifts")
-REGISTRATIONS: tuple[Any, ...] = ("regnet", "shifts", "correlation", "none")
+REGISTRATIONS: tuple[Any, ...] = ("regnet", "shifts", "correlation", "agreement", "none")
 
 
 def frames(channels: int = 1, seed: int = 7) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,7 @@ def test_whole_stack(alignment: Any, registration: Any) -> None:
     model = dataclasses.replace(MODEL, mask_alignment=alignment, registration=registration)
     lr, masks = frames()
     given = make_inputs(lr, masks, SHIFTS, model)
-    if registration == "correlation":
+    if registration in ("correlation", "agreement"):
         np.testing.assert_array_equal(given.shifts, SHIFTS)
         assert given.shifts is not None and given.shifts.dtype == np.float32
     else:
@@ -89,7 +89,8 @@ def test_who_needs_shifts() -> None:
     for registration in REGISTRATIONS:
         for alignment in ALIGNMENTS:
             model = dataclasses.replace(MODEL, mask_alignment=alignment, registration=registration)
-            assert needs_shifts(model) == (alignment == "shifts" or registration == "correlation")
+            given = registration in ("correlation", "agreement")
+            assert needs_shifts(model) == (alignment == "shifts" or given)
             if not needs_shifts(model):
                 with_, without = (make_inputs(lr, masks, s, model) for s in (SHIFTS, None))
                 assert with_.shifts is without.shifts is None
@@ -172,7 +173,7 @@ def test_training_sees_what_prediction_sees(alignment: Any, registration: Any) -
         record = records[n]
         np.testing.assert_allclose(record["images"], whole.images[:, rows, columns], atol=1e-4)
         np.testing.assert_array_equal(record["masks"], whole.masks[:, rows, columns])
-        if registration == "correlation":
+        if registration in ("correlation", "agreement"):
             np.testing.assert_array_equal(record["frame_shifts"], whole.shifts)
         else:
             assert "frame_shifts" not in record and whole.shifts is None

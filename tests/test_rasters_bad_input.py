@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("rasterio", reason="needs the extra geo")
 
 import rasterio
+import rasterio.shutil
 from helpers import contents, landscape, refuser
 from rastering import grid, write
 
@@ -236,6 +237,8 @@ def test_outputs_that_are_inputs(dates: list[Path], refuse: Refuse, tmp_path: Pa
     assert "found one of the inputs" in refuse(*dates, output=tmp_path / "link.tif")
     pair = f"{dates[0]}+{write(tmp_path / 'b.tif', image(1))}"
     assert "found one of the inputs" in refuse(pair, output=tmp_path / "b.tif")
+    rasterio.shutil.copy(dates[1], tmp_path / "date.vrt", driver="VRT")
+    assert "found one of the inputs" in refuse(dates[0], tmp_path / "date.vrt", output=dates[1])
     mask = write(tmp_path / "0m.tif", np.ones((24, 24), np.uint8))
     assert "found one of the inputs" in refuse(
         "--mask-pattern", "0.tif=0m.tif", dates[0], output=mask

@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("rasterio", reason="needs the extra geo")
 
 import rasterio
+import rasterio.shutil
 from helpers import contents, landscape
 from rastering import grid, write
 from rasterio.enums import MaskFlags
@@ -281,14 +282,25 @@ def test_a_run_killed_by_the_system_goes_on(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["--max-frames=2", "--set=compute.self_ensemble=true", "--nodata=77", "--scale=2", "touch"],
+    [
+        "--max-frames=2",
+        "--set=compute.self_ensemble=true",
+        "--nodata=77",
+        "--scale=2",
+        "touch",
+        "touch source",
+    ],
 )
 def test_what_another_run_left_is_not_used(
     change: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     paths = stack(tmp_path, (150, 20))
-    other = [] if change == "touch" else [change]
+    touched = paths[1]
+    if change == "touch source":
+        paths[1] = tmp_path / "date.vrt"
+        rasterio.shutil.copy(touched, paths[1], driver="VRT")
+    other = [] if change.startswith("touch") else [change]
     run("wanted.tif", *other, *paths)
 
     def dying(self: Folder, name: str, array: np.ndarray) -> None:
@@ -301,8 +313,8 @@ def test_what_another_run_left_is_not_used(
         run("sr.tif", *paths)
     monkeypatch.setattr(Folder, "save", save)
     assert (tmp_path / "out" / ".sr.tif.partial").exists()
-    if change == "touch":
-        os.utime(paths[1], (1, 1))
+    if not other:
+        os.utime(touched, (1, 1))
     run("sr.tif", *other, *paths)
     assert "going on" not in capsys.readouterr().err
     found, wanted = (rasterio.open(tmp_path / "out" / f"{n}.tif").read() for n in ("sr", "wanted"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,24 @@ import pytest
 from helpers import landscape
 
 from deepsum_jax import Bundle, ModelConfig, metrics
+from deepsum_jax.config import DataConfig
+from deepsum_jax.data.fill import fill
 from deepsum_jax.data.frames import reference_first
-from deepsum_jax.data.scene import with_channels
+from deepsum_jax.data.prepare import prepare_scene
+from deepsum_jax.data.scene import Scene, with_channels
 from deepsum_jax.data.sensor import PSF_SIGMA, observe
 from deepsum_jax.inference import frames_in_use
 from deepsum_jax.simulation.dates import read_dates
 from deepsum_jax.simulation.wald import WaldConfig, cut_scenes
 from deepsum_jax.systems.ibp import ibp
 from deepsum_jax.systems.robust import agreement
+from deepsum_jax.systems.robust.agreeing import agreeing
 from deepsum_jax.systems.robust.back_projection import RobustBackProjection, robust_ibp
 from deepsum_jax.systems.robust.consensus import ReferenceChoice, choose_reference
 from deepsum_jax.systems.robust_ibp import preferred_reference
+from deepsum_jax.systems.system import Stack
+from deepsum_jax.systems.windows import agree as windows_agree
+from deepsum_jax.systems.windows import make_windows, window_inputs
 
 REAL = Path(__file__).parents[1].parent / "shared" / "real" / "naip-dakota"
 SHIFTS = np.array([(0, 0), (1, -2), (0.4, 1.3), (-1.6, 0.7), (2, 1), (-0.8, -0.5), (1.5, 0.3)])
@@ -119,6 +127,58 @@ def test_changed_fields_are_not_believed() -> None:
     assert score(ibp(lr, clear(lr), 3), hr) < score(alone(lr), hr) - 1
     spoken = result.frames_per_pixel
     assert spoken[12:-12, 12:36].mean() > 5.5 and spoken[12:-12, 60:-12].mean() < 1.7
+
+
+def half_changed() -> np.ndarray:
+    """Looks at one ground [7, 32, 32, 1], the right half of all but the first at another."""
+    hr, other = ground(), ground(seed=4)
+    other[:, :48] = hr[:, :48]
+    return np.concatenate([looks(hr)[:1], looks(other)[1:]])
+
+
+def test_what_agrees_is_registered_and_not_masked() -> None:
+    lr = half_changed()
+    masks = clear(lr)
+    masks[0, :3], masks[1, :3] = False, False
+    found = agreeing(lr, masks, 3, PSF_SIGMA)
+    np.testing.assert_allclose(found.shifts, SHIFTS, atol=0.15)
+    np.testing.assert_array_equal(found.masks[0], masks[0])
+    assert not (found.masks & ~masks).any()
+    assert found.masks[1:, 5:-2, 2:12].mean() > 0.9
+    assert found.masks[1:, 5:-2, 20:-2].mean() < 0.2
+    lr[3] = 7000
+    without = agreeing(lr, masks, 3, PSF_SIGMA)
+    assert not without.masks[3].any() and not without.shifts[3].any()
+    np.testing.assert_allclose(without.shifts[4:], SHIFTS[4:], atol=0.15)
+
+
+def test_a_network_takes_what_agrees() -> None:
+    """DeepSUM whose dynamic filters are given: filters and masks are those of what agrees, in
+    prediction as in training, where patches lie as they do without."""
+    lr, base = half_changed(), ModelConfig(num_frames=7, features=2, hidden="filled")
+    model = dataclasses.replace(base, registration="agreement")
+    found = agreeing(lr, clear(lr), 3, model.psf_sigma)
+    windows = make_windows(Stack(lr, clear(lr)), model)
+    assert windows.shifts is not None
+    np.testing.assert_array_equal(windows.shifts, found.shifts)
+    np.testing.assert_array_equal(windows.masks, found.masks)
+    np.testing.assert_array_equal(windows.frames, fill(lr, found.masks, "filled"))
+    given = window_inputs(windows, 0, model)
+    np.testing.assert_array_equal(given.shifts, found.shifts)
+    np.testing.assert_array_equal(given.masks[:, ::3, ::3, 0], found.masks)
+
+    hr = ground()
+    scene = Scene("one", lr, clear(lr), hr=hr[..., None], hr_mask=np.ones(hr.shape, bool))
+    data = DataConfig(patch_size=24, min_hr_clearance=0.5)
+    plain = prepare_scene(scene, base, data)
+    prepared = prepare_scene(
+        scene, model, data, agree=lambda lr, masks: windows_agree(lr, masks, model)
+    )
+    np.testing.assert_array_equal(prepared.masks, found.masks)
+    np.testing.assert_array_equal(prepared.lr, windows.frames)
+    np.testing.assert_allclose(prepared.shifts, found.shifts, atol=1e-5)
+    np.testing.assert_array_equal(prepared.corners, plain.corners)
+    assert plain.masks.all() and plain.shifts.dtype == np.int32
 
 
 def test_gain_and_offset_do_not_matter() -> None:

@@ -234,7 +234,8 @@ def test_sub_trees_and_stages() -> None:
     assert of(registration="shifts") == of()
     unregistered = ("deepsum", ("sisrnet", "fusionnet"))
     assert of(registration="none") == ({"sisrnet", "fusionnet"}, [first, unregistered])
-    assert of(registration="correlation") == of(registration="none")
+    for given in ("correlation", "agreement"):
+        assert of(registration=given) == of(registration="none")
     assert of(system="sisr") == of(system="sisr_mean") == ({"sisrnet", "sisr_head"}, [first])
     assert of(system="duf") == ({"duf"}, [("deepsum", ("duf",))])
     with pytest.raises(ValueError, match="IBP has nothing to train"):

@@ -63,6 +63,9 @@ _COMPUTE = tuple(f.name for f in dataclasses.fields(Compute))
 
 
 Hidden = Literal["published", "filled"]
+# RegNet proposes filters or shifts; or shifts are given: whole ones, or those of robust
+# back-projection, to a fraction of a pixel, which then masks what disagrees with the reference too.
+Registration = Literal["regnet", "shifts", "correlation", "agreement", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,7 @@ class ModelConfig(Section):
     neighbours: int = 0  # k, 0–256, alike pixels that graph layers gather; 0: convolutions only
     norm: Literal["instance", "batch"] = "instance"  # of SISRNet's and FusionNet's layers
     system: str = "deepsum"  # a name in `systems.table`
-    registration: Literal["regnet", "shifts", "correlation", "none"] = "regnet"
+    registration: Registration = "regnet"  # where the dynamic filters come from
     inpainting: Literal["after_registration", "before_registration", "none"] = "after_registration"
     global_residual: bool = True  # the mean of the registered inputs is added at the end
     mask_alignment: Literal["filters", "shifts"] = "filters"  # how masks reach frame 0's grid
@@ -134,7 +137,12 @@ class ModelConfig(Section):
     @property
     def takes_shifts(self) -> bool:
         """Whether frames are registered by shifts that are given with them."""
-        return self.registration == "correlation"
+        return self.registration in ("correlation", "agreement")
+
+    @property
+    def takes_agreement(self) -> bool:
+        """Whether what of a frame disagrees with the reference is masked."""
+        return self.registration == "agreement"
 
     @property
     def takes_registered_masks(self) -> bool:

@@ -40,5 +40,15 @@ class Aligned(NamedTuple):
         )
 
 
+class Agreeing(NamedTuple):
+    """Where a stack's frames lie, and what of them shows the reference's ground."""
+
+    shifts: np.ndarray  # [N, 2] float32, HR pixels: registered(y) = frame(y − s)
+    masks: np.ndarray  # [N, h, w] bool
+
+
+# (frames [N, h, w, C] raw, masks [N, h, w]) → what agrees; frame 0 is the reference.
+Agree = Callable[[np.ndarray, np.ndarray], Agreeing]
+
 # (frames [N, h, w, 1] raw, masks [N, h, w]) → the aligned stack; frame 0 is the reference.
 Align = Callable[[np.ndarray, np.ndarray], Aligned]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from deepsum_jax import files
 from deepsum_jax.config import NORMALIZATIONS, DataConfig, ModelConfig, Normalization, nearest
 from deepsum_jax.data import kelvins
-from deepsum_jax.data.aligned import Align, Aligned
+from deepsum_jax.data.aligned import Agree, Align, Aligned
 from deepsum_jax.data.prepare import PreparedScene, SceneSkipped, prepare_scene
 from deepsum_jax.data.resample import upsample
 from deepsum_jax.reading import read_text
@@ -98,7 +98,7 @@ def fingerprint(folders: Iterable[kelvins.SceneFolder]) -> str:
 
 def _cached(
     folder: kelvins.SceneFolder, model: ModelConfig, data: DataConfig, cache: Path | None,
-    align: Align | None,
+    align: Align | None, agree: Agree | None,
 ) -> tuple[str, PreparedScene | str]:  # fmt: skip
     """A scene's fingerprint, and the scene prepared or the reason why it is skipped."""
     print_ = fingerprint_scene(folder.path)
@@ -110,6 +110,8 @@ def _cached(
     }
     if align is not None:
         settings["aligned"] = [model.system, model.psf_sigma]
+    if agree is not None:
+        settings["agreeing"] = [model.system, model.psf_sigma]
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
     path = cache / f"{key}.npz" if cache else None
     if path is not None and path.exists():
@@ -120,7 +122,7 @@ def _cached(
             files.remove(path)
     result: PreparedScene | str
     try:
-        result = prepare_scene(kelvins.read_scene(folder), model, data, align)
+        result = prepare_scene(kelvins.read_scene(folder), model, data, align, agree)
     except SceneSkipped as skipped:
         result = str(skipped)
     if path is not None:
@@ -228,6 +230,7 @@ def prepare_dataset(
     cache: Path | None = None,
     progress: bool = False,
     align: Align | None = None,
+    agree: Agree | None = None,
 ) -> Dataset:
     """Reads, prepares and splits the training scenes under a Kelvins-layout folder.
 
@@ -237,6 +240,7 @@ def prepare_dataset(
         written aside and renamed.
       progress: show a bar.
       align: of a system that looks through the sensor; see `prepare_scene`.
+      agree: of a system that wants what disagrees masked; likewise.
 
     Raises:
       ValueError, FileNotFoundError: a structural fault of the data, or no scene left.
@@ -250,7 +254,7 @@ def prepare_dataset(
     if band != "all":
         folders = tuple(f for f in folders if f.band == band)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        work = pool.map(lambda f: _cached(f, model, data, cache, align), folders)
+        work = pool.map(lambda f: _cached(f, model, data, cache, align, agree), folders)
         bar = tqdm(work, "preparing scenes", len(folders), disable=not progress, unit="scene")
         results = list(bar)
     prepared = {(f.band, f.name): r for f, (_, r) in zip(folders, results)}

@@ -79,7 +79,7 @@ def make_inputs(
     """
     if model.takes_registered_masks and shifts is not None:
         # Whole masks are shifted, so that what lies beside the window can come in.
-        clear = resample.aligned_masks(masks, shifts, model.scale)
+        clear = resample.aligned_masks(masks, np.rint(shifts).astype(np.int32), model.scale)
         clear = clear if window is None else window.cut(clear, model.scale)
     else:
         clear = upsampled_masks(masks, model.scale, window)

@@ -13,7 +13,7 @@ import numpy as np
 
 from deepsum_jax.config import DataConfig, ModelConfig
 from deepsum_jax.data import resample
-from deepsum_jax.data.aligned import Align, Aligned
+from deepsum_jax.data.aligned import Agree, Align, Aligned
 from deepsum_jax.data.fill import fill, fill_hidden
 from deepsum_jax.data.frames import reference_first, reference_frame
 from deepsum_jax.data.registration import register_upsampled
@@ -34,7 +34,8 @@ class PreparedScene:
       name, band: the scene's.
       lr: [T, h, w, C] float32 raw units, finite; frame 0 is the reference.
       masks: [T, h, w] bool.
-      shifts: [T, 2] int32, HR pixels: the translations that register each frame on frame 0.
+      shifts: [T, 2], HR pixels: the translations that register each frame on frame 0; whole ones
+        (int32) but for systems that ask what agrees.
       hr: [H, W, C] float32 raw units.
       hr_mask: [H, W] bool.
       corners: [P, 2] int32, LR row and column of each patch.
@@ -178,8 +179,9 @@ def _frames_in_order(
 
 
 def prepare_scene(
-    scene: Scene, model: ModelConfig, data: DataConfig, align: Align | None = None
-) -> PreparedScene:
+    scene: Scene, model: ModelConfig, data: DataConfig, align: Align | None = None,
+    agree: Agree | None = None,
+) -> PreparedScene:  # fmt: skip
     """Applies the training rules of the published preparation to a scene.
 
     Frames with a reliable value above `max_value` go, the rest is ordered by clearance behind the
@@ -189,6 +191,8 @@ def prepare_scene(
     Args:
       align: of a system that looks through the sensor. It registers the frames, none goes for its
         shift, and one is enough.
+      agree: of a system that wants what disagrees with the reference masked. Patches lie where
+        they would without it: where ground has changed there is something to learn.
 
     Raises:
       ValueError: a scene of another scale or channel count than the model's, or without HR.
@@ -196,14 +200,18 @@ def prepare_scene(
     """
     needed = 1 if align else model.num_frames
     lr, masks = _frames_in_order(scene, model, data, needed)
-    aligned = None
+    aligned, same = None, masks
     if align is not None:
         aligned = align(lr, masks)
         shifts = np.rint(aligned.shifts).astype(np.int32)
     else:
-        shifts = register_upsampled(lr, masks, model.scale, method=data.registration)
+        if agree is not None:
+            shifts, same = agree(lr, masks)
+            lr = fill(lr, same, model.hidden)
+        else:
+            shifts = register_upsampled(lr, masks, model.scale, method=data.registration)
         keep = np.abs(shifts).max(axis=1) <= data.max_shift
-        lr, masks, shifts = lr[keep], masks[keep], shifts[keep]
+        lr, masks, same, shifts = lr[keep], masks[keep], same[keep], shifts[keep]
         if len(lr) < model.num_frames:
             raise SceneSkipped(
                 f"{len(lr)} frames within ±{data.max_shift} pixels, {model.num_frames} needed "
@@ -214,5 +222,5 @@ def prepare_scene(
     corners, members = choose_patches(masks, scene.hr_mask, needed, model.scale, data, seed)
     hr = fill_hidden(with_channels(scene.hr, 2)[None], scene.hr_mask[None])[0]
     return PreparedScene(
-        scene.name, scene.band, lr, masks, shifts, hr, scene.hr_mask, corners, members, aligned
+        scene.name, scene.band, lr, same, shifts, hr, scene.hr_mask, corners, members, aligned
     )

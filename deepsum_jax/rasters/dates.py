@@ -52,6 +52,13 @@ def open_raster(path: Path) -> Any:
     return dataset
 
 
+def files_of(dataset: Any) -> set[Path]:
+    """The files that a dataset lives in: its own, masks beside it, and those a VRT is put together
+    from."""
+    with _READING:
+        return {path for path in map(Path, dataset.files) if path.is_file()}
+
+
 def read_part(dataset: Any, bands: Sequence[int], rect: Rect, masked: bool = False) -> np.ndarray:
     """Bands, or their masks, of a part within a dataset: [C, h, w].
 
@@ -169,6 +176,11 @@ class Date:
         """The dataset, and the number there, of bands (from 0 on)."""
         chosen = self._bands if bands is None else [self._bands[n] for n in bands]
         return [(self._files[n].dataset, band) for n, band in chosen]
+
+    @property
+    def files(self) -> set[Path]:
+        """Those that it is read from."""
+        return set(self.paths).union(*(files_of(file.dataset) for file in self._files))
 
     @property
     def count(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.ndimage
 from odc.geo.geobox import GeoBox
 
-from deepsum_jax.rasters.dates import open_raster, read_part
+from deepsum_jax.rasters.dates import files_of, open_raster, read_part
 from deepsum_jax.rasters.grids import onto
 from deepsum_jax.rasters.options import Quality, ReadOptions
 from deepsum_jax.tiling.source import Rect
@@ -37,6 +37,11 @@ class MaskFile:
                 f"expected {grid.shape.y}×{grid.shape.x} like its date"
             )
         self._same = same and placeless
+
+    @property
+    def files(self) -> set[Path]:
+        """Those that it is read from."""
+        return {self._path} | files_of(self._dataset)
 
     def reliable(self, rect: Rect, buffer: int) -> np.ndarray:
         """Which pixels [h, w] of a part of the date's grid it calls reliable, `buffer` pixels away

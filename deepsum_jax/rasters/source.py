@@ -32,7 +32,7 @@ class RasterSource:
       reference: index of the date whose grid it is.
       georeference: of the part of the reference that is asked for.
       colours: what the bands are drawn as, by GDAL's names.
-      paths: of all files that were read, the masks too.
+      paths: of all files that are read, the masks' and those that a VRT is put together from too.
 
     Raises:
       FileNotFoundError, ValueError: a file that is none, a date twice, bands that there are not,
@@ -55,8 +55,8 @@ class RasterSource:
             None if path is None else MaskFile(path, date.grid, options.quality)
             for path, date in zip(masks, self._dates)
         ]
-        self.paths = [path for paths in names for path in paths]
-        self.paths += [path for path in masks if path is not None]
+        read = {path for date in self._dates for path in date.files}
+        self.paths = sorted(read.union(*(mask.files for mask in self._masks if mask is not None)))
         self._bands = listed.chosen_bands(self._dates, options.bands)
         self.channels = len(self._bands[0])
         self.dtype = np.result_type(*(date.dtype for date in self._dates))

@@ -24,6 +24,7 @@ PROPOSERS = {
     "regnet": "RegNet",
     "shifts": "learned shifts",
     "correlation": "cross-correlation, fixed kernel",
+    "agreement": "robust back-projection's shifts, fixed kernel",
     "none": "no registration",
 }
 """Where the dynamic filters come from, by `ModelConfig.registration`."""
@@ -150,8 +151,8 @@ def nominal_work(model: ModelConfig, height: int, width: int) -> Work:
 def work(model: ModelConfig, height: int, width: int, frames: int) -> float:
     """Of all windows that so many frames make."""
     parts = nominal_work(model, height, width)
-    registration = {"none": 0.0, "correlation": parts.dynamic}
-    registered = registration.get(model.registration, parts.regnet + parts.dynamic)
+    learned = parts.regnet * model.learns_registration
+    registered = learned + parts.dynamic * (model.registration != "none")
     count = windows.count_windows(frames, model)
     return count * (parts.sisrnet + parts.fusionnet + registered)
 
@@ -166,6 +167,7 @@ DEEPSUM = System(
     stage_shapes=lambda config: {"sisr_head": head_shapes(config)},
     zeroed=(("fusionnet", "conv_out"),),
     super_resolve=super_resolve,
+    agree=windows.agree,
     reach=reach,
     work=work,
 )

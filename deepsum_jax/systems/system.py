@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from deepsum_jax.config import Compute, ModelConfig, Section, TrainConfig
-from deepsum_jax.data.aligned import Aligned
+from deepsum_jax.data.aligned import Agreeing, Aligned
 from deepsum_jax.data.inputs import View
 from deepsum_jax.data.prepare import PreparedScene
 from deepsum_jax.data.survey import Survey
@@ -108,6 +108,8 @@ class System:
         for which no other rule is set, where the system knows better than clearance.
       align: (lr [N, h, w, C], masks [N, h, w], config) → the stack as the system takes it, for one
         that looks through the sensor; training prepares scenes by it.
+      agree: (lr [N, h, w, C], masks [N, h, w], config) → shifts, and masks of what shows the
+        reference's ground, for one that takes them where the configuration says so.
       standalone: (params, config, compute) → the system as one function of arrays, all but
         its registration; see `Standalone`. For one that can be exported.
       gives: what of `SuperResolved` it tells besides the image and the weights.
@@ -130,6 +132,7 @@ class System:
     reach: Callable[[ModelConfig, int], float] = lambda model, side: side // 4
     choose_reference: Callable[[np.ndarray, np.ndarray, ModelConfig], int] | None = None
     align: Callable[[np.ndarray, np.ndarray, ModelConfig], Aligned] | None = None
+    agree: Callable[[np.ndarray, np.ndarray, ModelConfig], Agreeing] | None = None
     standalone: Callable[[Params, ModelConfig, Compute], Standalone] | None = None
     gives: tuple[Literal["standard_error", "frames_per_pixel"], ...] = ()
     any_units: bool = False

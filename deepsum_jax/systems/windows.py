@@ -17,10 +17,13 @@ import numpy as np
 from deepsum_jax import units
 from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.data import resample
+from deepsum_jax.data.aligned import Agreeing
 from deepsum_jax.data.fill import fill
 from deepsum_jax.data.inputs import Inputs, make_inputs, needs_shifts
 from deepsum_jax.data.prepare import PreparedScene
 from deepsum_jax.data.registration import MaskedCorrelation, register_upsampled
+from deepsum_jax.data.survey import Survey
+from deepsum_jax.systems.robust.agreeing import agreeing
 from deepsum_jax.systems.system import Params, Stack, SuperResolved
 
 Array = jax.Array
@@ -101,13 +104,23 @@ def make_windows(stack: Stack, config: ModelConfig) -> Windows:
         members: tuple[tuple[int, ...], ...] = ((*range(count), *[0] * (size - count)),)
     else:
         members = tuple(tuple(range(n, n + size)) for n in range(count - size + 1))
-    frames = fill(stack.lr, stack.masks, config.hidden)
-    shifts = None
-    if needs_shifts(config) and stack.survey is not None:
-        shifts = np.rint(stack.survey.shifts).astype(np.int32)
-    elif needs_shifts(config):
-        shifts = register_upsampled(frames, stack.masks, config.scale)
-    return Windows(members, frames, stack.masks, shifts)
+    masks, shifts = stack.masks, None
+    if config.takes_agreement:
+        shifts, masks = agree(stack.lr, masks, config, stack.survey)
+    frames = fill(stack.lr, masks, config.hidden)
+    if shifts is None and needs_shifts(config):
+        if stack.survey is not None:
+            shifts = np.rint(stack.survey.shifts).astype(np.int32)
+        else:
+            shifts = register_upsampled(frames, masks, config.scale)
+    return Windows(members, frames, masks, shifts)
+
+
+def agree(
+    lr: np.ndarray, masks: np.ndarray, config: ModelConfig, survey: Survey | None = None
+) -> Agreeing:
+    """Shifts of frames, and masks of what of them shows the reference's ground."""
+    return agreeing(lr, masks, config.scale, config.psf_sigma, survey)
 
 
 def window_inputs(windows: Windows, number: int, config: ModelConfig) -> Inputs:

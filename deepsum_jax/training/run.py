@@ -11,7 +11,7 @@ from pathlib import Path
 from deepsum_jax import files, signals
 from deepsum_jax.bundle import Bundle, load_params
 from deepsum_jax.config import ChangingGround, TrainConfig
-from deepsum_jax.data.aligned import Align
+from deepsum_jax.data.aligned import Agree, Align
 from deepsum_jax.data.dataset import Dataset, prepare_dataset
 from deepsum_jax.simulation.dataset import write_dataset
 from deepsum_jax.systems.table import stages_of, system_of
@@ -100,7 +100,9 @@ def _train(
     settings = config
     root = data if data is not None else simulated_scenes(config, folder)
     cache = folder / "cache" if config.data.cache else None
-    dataset = prepare_dataset(root, config.model, config.data, cache, progress, _aligning(config))
+    dataset = prepare_dataset(
+        root, config.model, config.data, cache, progress, _aligning(config), _agreeing(config)
+    )
     first = parallel.is_first_process()
     workdir.keep_data(folder, root, dataset, first)
     if first:
@@ -123,6 +125,14 @@ def _aligning(config: TrainConfig) -> Align | None:
     """How the system takes stacks, if it has its own way."""
     align = system_of(config.model).align
     return None if align is None else lambda lr, masks: align(lr, masks, config.model)
+
+
+def _agreeing(config: TrainConfig) -> Agree | None:
+    """What tells the system what agrees, if it is to be told."""
+    agree = system_of(config.model).agree
+    if agree is None or not config.model.takes_agreement:
+        return None
+    return lambda lr, masks: agree(lr, masks, config.model)
 
 
 def _tell(data: Dataset, config: TrainConfig) -> None:

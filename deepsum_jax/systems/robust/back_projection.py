@@ -60,6 +60,7 @@ class RobustBackProjection:
       frames_per_pixel: float32 [H, W], how many frames spoke at a pixel: the sum of their weights
         back-projected; the reference alone counts 1.
       weights: float64 [N], each frame's part in the image, of sum one.
+      beliefs: float32 [N, h, w], each pixel's weight, 0 to 1, on its own frame's grid.
       shifts: float64 [N, 2] HR pixels: registered(y, x) = frame(y − s_y, x − s_x); NaN where a
         frame was left out before it was registered.
       noise: float64 [C], deviation that the stack was found to have, raw units of the reference.
@@ -69,6 +70,7 @@ class RobustBackProjection:
     image: np.ndarray
     frames_per_pixel: np.ndarray
     weights: np.ndarray
+    beliefs: np.ndarray
     shifts: np.ndarray
     noise: np.ndarray
     left_out: tuple[tuple[int, str], ...]
@@ -299,13 +301,15 @@ def _details(
     seen = seen_by(result.weights, stack.sensors(result.shifts))
     whole = np.ones(stack.masks.shape[1:], np.float32)
     once = seen_by([whole], stack.sensors(np.zeros((1, 2))))  # what one frame has that says all
-    parts, shifts = np.zeros(count), np.full((count, 2), np.nan)
-    parts[kept] = [w.sum(dtype=np.float64) for w in result.weights]
+    beliefs = np.zeros((count, *stack.masks.shape[1:]), np.float32)
+    beliefs[kept] = result.weights
+    parts, shifts = beliefs.sum(axis=(1, 2), dtype=np.float64), np.full((count, 2), np.nan)
     shifts[kept] = result.shifts
     return RobustBackProjection(
         image,
         (seen / once).astype(np.float32),
         parts / parts.sum(),
+        beliefs,
         shifts,
         noise,
         tuple(sorted(left_out.items())),
