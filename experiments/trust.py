@@ -11,7 +11,8 @@ that nothing was trained on:
   the sensor against the reference, in units of its noise;
 * **what the others add**: cPSNR over the system's own image of the reference alone, which no stack
   should take away; and 1 to 15 frames of ground that stays;
-* **other sensors**: a blur assumed too wide or too narrow, four times the noise, scales 2 and 4.
+* **other sensors**: a blur assumed too wide or too narrow, four times the noise, scales 2 and 4;
+  and the mean over flips and quarter turns, for eight times the work.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from deepsum_jax import Bundle, ModelConfig, cli, figures, files, load_params
-from deepsum_jax.config import SimulationConfig
+from deepsum_jax.config import Compute, SimulationConfig
 from deepsum_jax.data import resample
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.data.sensor import observe
@@ -47,8 +48,9 @@ from experiments.dates import add_dates, rasters
 BORDER = 3  # HR pixels, left out as cPSNR does
 CURVE = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15)  # frames
 CURVE_SCENES = 12
-# LR pixels, by which the sensor is taken to be more blurred than the parameters have it.
-BLURS = {f"unrolled, blur {change:+g}": change for change in (0.15, -0.15)}
+BLURS = (0.15, -0.15)  # LR pixels, by which the sensor is taken to be more blurred than by default
+MINE = {"robust_ibp": "robust IBP", "unrolled": "unrolled"}
+TURNS = "unrolled, all turns"
 
 
 def _predicted(bundle: Bundle, scene: Scene, **options: Any) -> Prediction:
@@ -57,6 +59,10 @@ def _predicted(bundle: Bundle, scene: Scene, **options: Any) -> Prediction:
         return predict(
             bundle, scene.lr, scene.masks, reference=scene.reference, return_details=True, **options
         )
+
+
+def _cpsnr(bundle: Bundle, scene: Scene, **options: Any) -> float:
+    return score_image(_predicted(bundle, scene, **options).image[..., None], scene, BORDER)[0]
 
 
 def _inner(x: np.ndarray) -> np.ndarray:
@@ -164,8 +170,7 @@ def curve(bundles: dict[str, Bundle]) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {key: [] for key in bundles}
     for count in tqdm(CURVE, "frames"):
         for key, bundle in bundles.items():
-            images = (_predicted(bundle, s, max_frames=count).image for s in scenes)
-            scores = [score_image(i[..., None], s, BORDER)[0] for i, s in zip(images, scenes)]
+            scores = [_cpsnr(bundle, s, max_frames=count) for s in scenes]
             values[key].append(float(np.mean(scores)))
     return values
 
@@ -184,6 +189,10 @@ def sensor_stacks(
     return out
 
 
+def _blurred_name(key: str, change: float) -> str:
+    return f"{MINE[key]}, blur {change:+g}"
+
+
 def _blurred(bundle: Bundle, change: float) -> Bundle:
     sigma = round(bundle.config.psf_sigma + change, 4)
     return dataclasses.replace(bundle, config=dataclasses.replace(bundle.config, psf_sigma=sigma))
@@ -193,10 +202,17 @@ def sensors(folder: Path, shipped: dict[int, Bundle]) -> dict[str, dict[str, lis
     """cPSNR by stack and sensor, then system."""
     classical = {"robust_ibp": Bundle({}, ModelConfig(system="robust_ibp"))}
     mine = {**classical, "unrolled": shipped[3]}
-    blurs = {name: _blurred(shipped[3], change) for name, change in BLURS.items()}
+    blurs = {
+        _blurred_name(key, change): _blurred(bundle, change)
+        for key, bundle in mine.items()
+        for change in BLURS
+    }
     rows: dict[str, dict[str, list[float]]] = {}
     for name, scenes in sensor_stacks(folder, 3).items():
-        rows[f"×3, {name}"] = real.score_stacks({name: scenes}, {**mine, **blurs}, 16)[name]
+        row = real.score_stacks({name: scenes}, {**mine, **blurs}, 16)[name]
+        turns = Compute(self_ensemble=True)
+        row[TURNS] = [_cpsnr(shipped[3], s, compute=turns) for s in tqdm(scenes, TURNS)]
+        rows[f"×3, {name}"] = row
     for name, scenes in sensor_stacks(folder, 3, noise=4 * WaldConfig.noise).items():
         rows[f"×3, {name}, noise × 4"] = real.score_stacks({name: scenes}, mine, 16)[name]
     for scale, bundle in shipped.items():
@@ -317,8 +333,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
     )
     rows = sensors(args.dates, shipped)
-    keys = {**COMPANY, "robust_ibp": "robust IBP", "unrolled": "unrolled"}
-    keys |= {name: name for name in BLURS}
+    keys = {**COMPANY, **MINE}
+    keys |= {name: name for name in (_blurred_name(k, c) for k in MINE for c in BLURS)}
+    keys[TURNS] = TURNS
     about = f"Made {made['date']} of commit {made['commit']} on {made['cores']} cores."
     head = ["stack", "RMS error / σ, by tenths of σ", "ρ(σ, error)", "ρ(gradient, error)", "σ wins"]
     parts = [
