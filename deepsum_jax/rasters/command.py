@@ -233,7 +233,7 @@ def _run(
         "parameters": params_hash(bundle),
         "compute": [str(args.assignments), jax.local_device_count()],
         "inputs": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
-        "options": repr(options.parse(args)),
+        "options": repr(source.options),
         "frames": [plan.chosen.kept, args.max_frames],
         "normalize": args.normalize,
         "tiles": repr(plan.tiles),

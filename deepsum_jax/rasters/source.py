@@ -31,6 +31,7 @@ class RasterSource:
     Attributes:
       reference: index of the date whose grid it is.
       georeference: of the part of the reference that is asked for.
+      options: how the rasters are read.
       colours: what the bands are drawn as, by GDAL's names.
       paths: of all files that are read, the masks' and those that a VRT is put together from too.
 
@@ -48,7 +49,7 @@ class RasterSource:
         names = listed.split_names(inputs)
         listed.check_different(names)
         self.names = listed.told_apart(names)
-        self._options = options
+        self.options = options
         self._dates = [Date(paths, options.nodata) for paths in names]
         masks = mask_paths(names, options)
         self._masks = [
@@ -90,14 +91,14 @@ class RasterSource:
         )
 
     def _clearest(self) -> int:
-        grids.area(self._counted, self._options)  # raises what is wrong with the area itself
+        grids.area(self._counted, self.options)  # raises what is wrong with the area itself
         return int(np.argmax([self._clear_area(n) for n in range(len(self._dates))]))
 
     def _clear_area(self, n: int) -> float:
         """How many pixels of a date are reliable within the area asked for; an estimate from some
         of the rows where there are many."""
         try:
-            rect = grids.area(self._dates[n].grid, self._options, self._counted)
+            rect = grids.area(self._dates[n].grid, self.options, self._counted)
         except ValueError:  # not there
             return -1.0
         step = max(1, -(-max(rect.height, rect.width) // _LOOK))
@@ -117,7 +118,7 @@ class RasterSource:
         """
         self.reference = reference
         grid = self._dates[reference].grid
-        self._area = grids.area(grid, self._options, self._counted)
+        self._area = grids.area(grid, self.options, self._counted)
         self._grid = _cut(grid, self._area)
         self.height, self.width = self._area.height, self._area.width
         bands = self._bands[reference]
@@ -151,7 +152,7 @@ class RasterSource:
                     f"{date.paths[0]}: found {found.reason} of {reference.paths[0].name}, and no "
                     "way to resample between them; give both a CRS, as by rio edit-info --crs"
                 )
-            if not self._options.warp:
+            if not self.options.warp:
                 raise ValueError(
                     f"{date.paths[0]}: found {found.reason} of {reference.paths[0].name}; --warp "
                     "resamples it, which takes detail from it"
@@ -202,7 +203,7 @@ class RasterSource:
         mask = self._masks[n]
         if mask is None:
             return Part(values, there, np.ones_like(there))
-        return Part(values, there, mask.reliable(rect, self._options.buffer))
+        return Part(values, there, mask.reliable(rect, self.options.buffer))
 
     def _warped(self, n: int, rect: Rect) -> Part:
         onto, grid = _cut(self._grid, rect), self._dates[n].grid
