@@ -26,7 +26,7 @@ class Patches:
     A record is a dict of float32 and bool arrays:
 
     * view "stacks": `images` [N, P, P, C], `masks` [N, P, P, 1], `hr` [P, P, C], `hr_mask`
-      [P, P, 1]; where the system registers by cross-correlation, `frame_shifts` [N, 2] in HR
+      [P, P, 1]; where the system is given shifts, `frame_shifts` [N, 2] in HR
       pixels, that register the frames on frame 0;
     * view "frames": one frame at a time, so there are N times as many records: `images`
       [1, P, P, C] and HR as above, but `hr` in *input* units, and `hr_mask` without what the frame

@@ -83,7 +83,7 @@ class DeepSUM(nn.Module):
           masks_registered: static. False aligns the masks with frame 0 by the dynamic filters;
             True says that they lie on frame 0's grid.
           shifts: [B, N, 2], HR pixels, that register the frames on frame 0; for a configuration
-            that registers by cross-correlation, and no other.
+            to which they are given (by cross-correlation or agreement), and no other.
 
         Raises:
           ValueError: shapes other than the configuration's, or too small for the filters.
