@@ -315,7 +315,7 @@ def test_names_are_listed(argv: list[str], capsys: pytest.CaptureFixture[str]) -
         assert len(line.split()) > 2
     assert {e.name for e in exhibits.EXHIBITS} == {
         "table1", "table2", "registration", "ablations", "panels", "brightness", "haze", "sensor",
-        "reference_frame", "frames_test", "frames_training", "steps",
+        "reference_frame", "frames_test", "frames_training", "steps", "agreement",
     }  # fmt: skip
     others = {"benchmark", "scaling", "real", "ground", "landsat", "report", "all"}
     others |= {"default", "trust"}
