@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from deepsum_jax import Bundle, ModelConfig, cli, figures, files, load_params
-from deepsum_jax.config import ChangingGround, SimulationConfig
+from deepsum_jax.config import ChangingGround, Compute, SimulationConfig
 from deepsum_jax.data.frames import reference_frame
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.predict import predict
@@ -164,12 +164,16 @@ def score_stacks(
 
 
 def image_cpsnr(
-    bundle: Bundle, scene: Scene, reference: int | None, max_frames: int | None = None
-) -> float:
+    bundle: Bundle, scene: Scene, reference: int | None, max_frames: int | None = None,
+    compute: Compute = Compute(),
+) -> float:  # fmt: skip
     """cPSNR of what `predict` makes of a scene, whatever frames it leaves out."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # frames left out are what is asked for
-        image = predict(bundle, scene.lr, scene.masks, reference=reference, max_frames=max_frames)
+        image = predict(
+            bundle, scene.lr, scene.masks, reference=reference, max_frames=max_frames,
+            compute=compute,
+        )  # fmt: skip
     return score_image(image[..., None], scene, border=3)[0]
 
 

@@ -22,7 +22,7 @@ import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -53,16 +53,12 @@ MINE = {"robust_ibp": "robust IBP", "unrolled": "unrolled"}
 TURNS = "unrolled, all turns"
 
 
-def _predicted(bundle: Bundle, scene: Scene, **options: Any) -> Prediction:
+def _predicted(bundle: Bundle, scene: Scene) -> Prediction:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # frames left out are named elsewhere
         return predict(
-            bundle, scene.lr, scene.masks, reference=scene.reference, return_details=True, **options
+            bundle, scene.lr, scene.masks, reference=scene.reference, return_details=True
         )
-
-
-def _cpsnr(bundle: Bundle, scene: Scene, **options: Any) -> float:
-    return score_image(_predicted(bundle, scene, **options).image[..., None], scene, BORDER)[0]
 
 
 def _inner(x: np.ndarray) -> np.ndarray:
@@ -170,7 +166,7 @@ def curve(bundles: dict[str, Bundle]) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {key: [] for key in bundles}
     for count in tqdm(CURVE, "frames"):
         for key, bundle in bundles.items():
-            scores = [_cpsnr(bundle, s, max_frames=count) for s in scenes]
+            scores = [real.image_cpsnr(bundle, s, s.reference, count) for s in scenes]
             values[key].append(float(np.mean(scores)))
     return values
 
@@ -211,7 +207,9 @@ def sensors(folder: Path, shipped: dict[int, Bundle]) -> dict[str, dict[str, lis
     for name, scenes in sensor_stacks(folder, 3).items():
         row = real.score_stacks({name: scenes}, {**mine, **blurs}, 16)[name]
         turns = Compute(self_ensemble=True)
-        row[TURNS] = [_cpsnr(shipped[3], s, compute=turns) for s in tqdm(scenes, TURNS)]
+        row[TURNS] = [
+            real.image_cpsnr(shipped[3], s, s.reference, compute=turns) for s in tqdm(scenes, TURNS)
+        ]
         rows[f"×3, {name}"] = row
     for name, scenes in sensor_stacks(folder, 3, noise=4 * WaldConfig.noise).items():
         rows[f"×3, {name}, noise × 4"] = real.score_stacks({name: scenes}, mine, 16)[name]

@@ -26,7 +26,6 @@ from deepsum_jax.systems.robust.back_projection import RobustBackProjection, rob
 from deepsum_jax.systems.robust.consensus import ReferenceChoice, choose_reference
 from deepsum_jax.systems.robust_ibp import preferred_reference
 from deepsum_jax.systems.system import Stack
-from deepsum_jax.systems.windows import agree as windows_agree
 from deepsum_jax.systems.windows import make_windows, window_inputs
 
 REAL = Path(__file__).parents[1].parent / "shared" / "real" / "naip-dakota"
@@ -140,14 +139,14 @@ def test_what_agrees_is_registered_and_not_masked() -> None:
     lr = half_changed()
     masks = clear(lr)
     masks[0, :3], masks[1, :3] = False, False
-    found = agreeing(lr, masks, 3, PSF_SIGMA)
+    found = agreeing(lr, masks, ModelConfig())
     np.testing.assert_allclose(found.shifts, SHIFTS, atol=0.15)
     np.testing.assert_array_equal(found.masks[0], masks[0])
     assert not (found.masks & ~masks).any()
     assert found.masks[1:, 5:-2, 2:12].mean() > 0.9
     assert found.masks[1:, 5:-2, 20:-2].mean() < 0.2
     lr[3] = 7000
-    without = agreeing(lr, masks, 3, PSF_SIGMA)
+    without = agreeing(lr, masks, ModelConfig())
     assert not without.masks[3].any() and not without.shifts[3].any()
     np.testing.assert_allclose(without.shifts[4:], SHIFTS[4:], atol=0.15)
 
@@ -157,7 +156,7 @@ def test_a_network_takes_what_agrees() -> None:
     prediction as in training, where patches lie as they do without."""
     lr, base = half_changed(), ModelConfig(num_frames=7, features=2, hidden="filled")
     model = dataclasses.replace(base, registration="agreement")
-    found = agreeing(lr, clear(lr), 3, model.psf_sigma)
+    found = agreeing(lr, clear(lr), model)
     windows = make_windows(Stack(lr, clear(lr)), model)
     assert windows.shifts is not None
     np.testing.assert_array_equal(windows.shifts, found.shifts)
@@ -171,9 +170,7 @@ def test_a_network_takes_what_agrees() -> None:
     scene = Scene("one", lr, clear(lr), hr=hr[..., None], hr_mask=np.ones(hr.shape, bool))
     data = DataConfig(patch_size=24, min_hr_clearance=0.5)
     plain = prepare_scene(scene, base, data)
-    prepared = prepare_scene(
-        scene, model, data, agree=lambda lr, masks: windows_agree(lr, masks, model)
-    )
+    prepared = prepare_scene(scene, model, data, agree=lambda lr, masks: agreeing(lr, masks, model))
     np.testing.assert_array_equal(prepared.masks, found.masks)
     np.testing.assert_array_equal(prepared.lr, windows.frames)
     np.testing.assert_allclose(prepared.shifts, found.shifts, atol=1e-5)

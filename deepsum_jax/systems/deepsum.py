@@ -16,6 +16,7 @@ from deepsum_jax.model.graph import RANK, GraphOptions, candidates, check_neighb
 from deepsum_jax.model.layers import apply
 from deepsum_jax.systems import windows
 from deepsum_jax.systems.pretraining import REGNET, SISRNET, head_shapes
+from deepsum_jax.systems.robust.agreeing import agreeing
 from deepsum_jax.systems.system import Batch, Params, Stack, Stage, SuperResolved, System
 
 Array = jax.Array
@@ -167,7 +168,7 @@ DEEPSUM = System(
     stage_shapes=lambda config: {"sisr_head": head_shapes(config)},
     zeroed=(("fusionnet", "conv_out"),),
     super_resolve=super_resolve,
-    agree=windows.agree,
+    agree=agreeing,
     reach=reach,
     work=work,
 )

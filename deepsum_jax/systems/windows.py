@@ -17,12 +17,10 @@ import numpy as np
 from deepsum_jax import units
 from deepsum_jax.config import Compute, ModelConfig
 from deepsum_jax.data import resample
-from deepsum_jax.data.aligned import Agreeing
 from deepsum_jax.data.fill import fill
 from deepsum_jax.data.inputs import Inputs, make_inputs, needs_shifts
 from deepsum_jax.data.prepare import PreparedScene
 from deepsum_jax.data.registration import MaskedCorrelation, register_upsampled
-from deepsum_jax.data.survey import Survey
 from deepsum_jax.systems.robust.agreeing import agreeing
 from deepsum_jax.systems.system import Params, Stack, SuperResolved
 
@@ -106,7 +104,7 @@ def make_windows(stack: Stack, config: ModelConfig) -> Windows:
         members = tuple(tuple(range(n, n + size)) for n in range(count - size + 1))
     masks, shifts = stack.masks, None
     if config.takes_agreement:
-        shifts, masks = agree(stack.lr, masks, config, stack.survey)
+        shifts, masks = agreeing(stack.lr, masks, config, stack.survey)
     frames = fill(stack.lr, masks, config.hidden)
     if shifts is None and needs_shifts(config):
         if stack.survey is not None:
@@ -114,13 +112,6 @@ def make_windows(stack: Stack, config: ModelConfig) -> Windows:
         else:
             shifts = register_upsampled(frames, masks, config.scale)
     return Windows(members, frames, masks, shifts)
-
-
-def agree(
-    lr: np.ndarray, masks: np.ndarray, config: ModelConfig, survey: Survey | None = None
-) -> Agreeing:
-    """Shifts of frames, and masks of what of them shows the reference's ground."""
-    return agreeing(lr, masks, config.scale, config.psf_sigma, survey)
 
 
 def window_inputs(windows: Windows, number: int, config: ModelConfig) -> Inputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from deepsum_jax.config import ModelConfig
 from deepsum_jax.data.aligned import Agreeing
 from deepsum_jax.data.survey import Survey
 from deepsum_jax.systems.robust.back_projection import robust_ibp
@@ -12,18 +13,19 @@ _SAME = 0.25  # the belief in a pixel that differs by what is expected of the sa
 
 
 def agreeing(
-    lr: np.ndarray, masks: np.ndarray, scale: int, psf_sigma: float, survey: Survey | None = None
+    lr: np.ndarray, masks: np.ndarray, config: ModelConfig, survey: Survey | None = None
 ) -> Agreeing:
     """Registers frames on frame 0 and masks what of them disagrees with it.
 
     Args:
       lr: [N, h, w, C] raw; non-finite only where masked.
       masks: [N, h, w] bool, True = reliable; some of frame 0's are. They stay as they are there.
-      scale: r.
-      psf_sigma: deviation of the sensor's Gaussian, LR pixels.
+      config: gives the scale and the sensor's blur.
       survey: of the large stack that the frames are a part of.
     """
-    found = robust_ibp(lr, masks, scale, psf_sigma=psf_sigma, survey=survey, return_details=True)
+    found = robust_ibp(
+        lr, masks, config.scale, psf_sigma=config.psf_sigma, survey=survey, return_details=True
+    )
     same = masks & (found.beliefs >= _SAME)
     same[0] = masks[0]
     # What is left out lies nowhere, and shows nothing.
