@@ -3,7 +3,7 @@
     python -m experiments real --dates DIR --workdir W [--output DIR]
 
 Real dates of one place (GeoTIFFs) are degraded by Wald's protocol; columns beyond the first 300 are
-reported, and nothing has been tuned on them. Stacks hold all dates, ten looks at one date, or five
+reported; nothing has been trained on them. Stacks hold all dates, ten looks at one date, or five
 of each. Beside them stand simulated scenes of steady and of changing ground, of seeds that nothing
 was trained on. Learned systems are the tables' own (`experiments table2` in the same W), trained on
 simulated scenes of steady ground.
