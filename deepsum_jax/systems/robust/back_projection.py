@@ -6,8 +6,8 @@ well it agrees with the reference seen through the sensor (`agreement`), so that
 sharpen each other, and other years help where nothing happened. What is left when nothing agrees
 is back-projection of the reference alone.
 
-    reference alone → registration → agreement → all frames, weighted
-                           ↑_____________↲ once more, with the sharper image
+    reference alone → registration → agreement → all frames, weighted → further, where many speak
+                                        ↑_________________↲ once more, with the sharper image
 
 The reference has weight 1 wherever it is reliable; what it hides, and its hot pixels, come from
 the frames by their median and then their agreement with that.
@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 from typing import Literal, overload
 
 import numpy as np
 
 from deepsum_jax.data import resample
 from deepsum_jax.data.scene import check_stack
-from deepsum_jax.data.sensor import PSF_SIGMA, check_parameters
+from deepsum_jax.data.sensor import PSF_SIGMA, Sensor, check_parameters
 from deepsum_jax.data.survey import Survey
 from deepsum_jax.systems.robust import agreement, registration
 from deepsum_jax.systems.robust.comparison import (
@@ -45,6 +46,9 @@ from deepsum_jax.systems.robust.reference_image import (
 
 ITERATIONS = 20  # ≥ 0, in each round
 ROUNDS = 2  # ≥ 1, of weighing
+# A step sharpens noise as it does detail: one frame bears no more of them, the mean of many does.
+_FURTHER = 2  # times so many iterations, at the end
+_MANY = 3.0  # frames besides the reference; where so many speak, half of each further step is taken
 
 _AGREES = 0.15  # of a frame; one that agrees less is asked whether it shows the place at all
 _ALIKE = 0.2  # correlation with the reference, the least of the same place
@@ -133,6 +137,7 @@ class _Result:
     shifts: np.ndarray  # [N, 2]
     noise: np.ndarray  # [C]
     strangers: dict[int, str]
+    frames_per_pixel: np.ndarray  # [H, W]
 
 
 def _solve(
@@ -181,12 +186,23 @@ def _solve(
                 found[n], expected(n, number), credits[n], contrast, stack.leak
             )
             frames.append(frame)
-        image = back_project_all(
-            reference.image, frames, list(weights.values()), [sensors[n] for n in weights],
-            iterations,
-        )  # fmt: skip
+        said, theirs = list(weights.values()), [sensors[n] for n in weights]
+        image = back_project_all(reference.image, frames, said, theirs, iterations)
+    speaking = _frames_per_pixel(stack, said, theirs)
+    others = np.maximum(speaking - 1, 0) ** 4
+    part = others / (others + _MANY**4)
+    image = back_project_all(image, frames, said, theirs, _FURTHER * iterations, part)
     every = [weights.get(n, 0 * own) for n in range(len(stack.frames))]
-    return _Result(image, every, shifts, noise, strangers)
+    return _Result(image, every, shifts, noise, strangers, speaking)
+
+
+def _frames_per_pixel(
+    stack: Frames, weights: Sequence[np.ndarray], sensors: Sequence[Sensor]
+) -> np.ndarray:
+    """How many frames speak at a pixel [H, W]; one that says all counts 1."""
+    whole = np.ones(stack.masks.shape[1:], np.float32)
+    once = seen_by([whole], stack.sensors(np.zeros((1, 2))))
+    return np.asarray(seen_by(weights, sensors) / once, np.float32)
 
 
 def _admit(
@@ -264,7 +280,8 @@ def robust_ibp(
         frame(y − s_y, x − s_x). By default they are found, up to a quarter of the smaller side.
       survey: of the large stack that the frames are a part of: where registration begins, and the
         one brightness, noise and contrast of all parts.
-      iterations: back-projections in each round; more sharpen further, noise too.
+      iterations: back-projections in each round, and twice as many at the end where many frames
+        speak; more sharpen further, noise too.
       rounds: of weighing, the later ones against the sharpened image.
       return_details: return a `RobustBackProjection` instead of the image alone.
 
@@ -298,16 +315,13 @@ def _details(
     image: np.ndarray, noise: np.ndarray, stack: Frames, result: _Result, kept: list[int],
     count: int, left_out: dict[int, str],
 ) -> RobustBackProjection:  # fmt: skip
-    seen = seen_by(result.weights, stack.sensors(result.shifts))
-    whole = np.ones(stack.masks.shape[1:], np.float32)
-    once = seen_by([whole], stack.sensors(np.zeros((1, 2))))  # what one frame has that says all
     beliefs = np.zeros((count, *stack.masks.shape[1:]), np.float32)
     beliefs[kept] = result.weights
     parts, shifts = beliefs.sum(axis=(1, 2), dtype=np.float64), np.full((count, 2), np.nan)
     shifts[kept] = result.shifts
     return RobustBackProjection(
         image,
-        (seen / once).astype(np.float32),
+        result.frames_per_pixel,
         parts / parts.sum(),
         beliefs,
         shifts,

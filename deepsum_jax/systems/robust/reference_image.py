@@ -43,7 +43,7 @@ class Frames:
 
 def back_project_all(
     image: np.ndarray, frames: Sequence[np.ndarray], weights: Sequence[np.ndarray],
-    sensors: Sequence[Sensor], iterations: int,
+    sensors: Sequence[Sensor], iterations: int, part: np.ndarray | float = 1.0,
 ) -> np.ndarray:  # fmt: skip
     """image + STEP · Σ Aᵀ w (g − A image) / Σ Aᵀ w, again and again.
 
@@ -51,9 +51,11 @@ def back_project_all(
       image: [H, W, C].
       frames: [h, w, C] each, in the reference's brightness.
       weights: [h, w] each.
+      part: of a step that is taken, 0..1, everywhere or [H, W].
     """
-    seen = seen_by(weights, sensors)[..., None]
-    share = np.where(seen > SEEN, STEP / np.maximum(seen, SEEN), 0).astype(np.float32)
+    seen = seen_by(weights, sensors)
+    step = np.where(seen > SEEN, STEP * part / np.maximum(seen, SEEN), 0)
+    share = step[..., None].astype(np.float32)
     for _ in range(iterations):
         missing = [w[..., None] * (f - s.observe(image))
                    for s, f, w in zip(sensors, frames, weights)]  # fmt: skip
