@@ -27,6 +27,7 @@ UNROLLED = ModelConfig(
             "blocks": 1,
             "agreement_features": 4,
             "iterations": 2,
+            "momentum": True,
             "truth": "grid",
         }
     ),

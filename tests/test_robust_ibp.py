@@ -69,7 +69,8 @@ def test_looks_sharpen_each_other() -> None:
     lr = looks(hr)
     result = details(lr)
     best = score(ibp(lr, clear(lr), 3), hr)
-    assert score(alone(lr), hr) + 1.5 < best < score(result.image, hr) + 0.3
+    # The mean of many looks bears more steps than one frame.
+    assert score(alone(lr), hr) + 1.5 < best < score(result.image, hr) - 0.3
     np.testing.assert_allclose(result.shifts, SHIFTS, atol=0.15)
     np.testing.assert_allclose(result.weights, 1 / len(lr), atol=0.03)
     inner = result.frames_per_pixel[12:-12, 12:-12]

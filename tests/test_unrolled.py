@@ -14,7 +14,7 @@ import pytest
 from helpers import FAST, UNROLLED, fields
 
 from deepsum_jax import Bundle, ModelConfig, Prediction, load_params, predict, save_params
-from deepsum_jax.config import Compute, preset
+from deepsum_jax.config import Compute, Settings, preset
 from deepsum_jax.data.aligned import Aligned
 from deepsum_jax.data.prepare import PreparedScene
 from deepsum_jax.data.sensor import observe
@@ -23,7 +23,7 @@ from deepsum_jax.model.layers import apply
 from deepsum_jax.systems import unrolled
 from deepsum_jax.systems.system import Stack, SuperResolved
 from deepsum_jax.systems.table import SYSTEMS, init_params, param_shapes, system_of
-from deepsum_jax.systems.unrolling.network import moves
+from deepsum_jax.systems.unrolling.network import accelerated, moves
 from deepsum_jax.systems.unrolling.optics import inside, make_optics
 
 SHIFTS = np.array([(0, 0), (1, -2), (0.4, 1.3), (-1.6, 0.7), (2, 1)])
@@ -142,6 +142,42 @@ def test_looks_are_worth_more_than_one() -> None:
         image = detailed(bundle(), lr[:number]).image[6:-6, 6:-6]
         errors.append(float(np.sqrt(np.mean((image - hr) ** 2))))
     assert errors[1] < 0.97 * errors[0] < 0.5 * hr.std()
+
+
+def left_by(factors: tuple[Any, Any], value: float) -> float:
+    """What back-projections leave of what the sensors weaken to a part `value`."""
+    now = before = 1.0
+    for momentum, length in zip(*(np.asarray(f, np.float64) for f in factors)):
+        now, before = now + momentum * (now - before) - length * value * now, now
+    return now
+
+
+def test_momentum_goes_as_far_as_the_square_of_plain_steps() -> None:
+    for steps in (3, 8, 12):
+        factors = accelerated(steps)
+        whole = [abs(left_by(factors, value)) for value in np.linspace(0.001, 1, 500)]
+        assert max(whole) <= 1
+        plain = (1 - 3 / steps**2) ** steps
+        assert abs(left_by(factors, 3 / steps**2)) < 0.3 and (steps == 3 or plain > 0.6)
+        assert left_by(factors, 0) == 1
+
+
+def test_many_looks_bear_longer_steps_than_few() -> None:
+    """Momentum sharpens where many frames speak, and goes as far as plain steps where few do."""
+    hr, inner = ground(), slice(6, -6)
+    plain = dataclasses.replace(
+        bundle().config, options=Settings({**UNROLLED.options, "iterations": 8, "momentum": False})
+    )
+    further = dataclasses.replace(plain, options=Settings({**plain.options, "momentum": True}))
+    ratios = []
+    for count in (2, 10):
+        lr = looks(count=count)
+        errors = [
+            np.sqrt(np.mean(np.square(detailed(given, lr).image - hr)[inner, inner]))
+            for given in (bundle().replace(config=further), bundle().replace(config=plain))
+        ]
+        ratios.append(errors[0] / errors[1])
+    assert ratios[1] < 0.97 < ratios[0] < 1.03
 
 
 @BOTH

@@ -13,7 +13,7 @@ from deepsum_jax.config.knobs import (
     StageConfig,
     TrainConfig,
 )
-from deepsum_jax.config.machinery import nearest
+from deepsum_jax.config.machinery import Settings, nearest
 
 REFERENCE = TrainConfig(
     data=DataConfig(registration="plain", normalization="published"),
@@ -44,7 +44,12 @@ DEMO = TrainConfig(
 # A system that takes any stack, trained on all sorts of ground (`experiments default`).
 UNROLLED = TrainConfig(
     model=ModelConfig(
-        system="unrolled", num_frames=11, psf_sigma=0.4, residual_init="zeros", hidden="filled"
+        system="unrolled",
+        num_frames=11,
+        psf_sigma=0.4,
+        residual_init="zeros",
+        hidden="filled",
+        options=Settings({"iterations": 12, "momentum": True}),
     ),
     data=DataConfig(
         patch_size=96,

@@ -56,6 +56,7 @@ class Options(Section):
     blocks: int = 4  # that see what the others add, 0–64
     agreement_features: int = 16  # of the network that weighs frames, 2–1024
     iterations: int = 8  # weighted back-projections, 0–64
+    momentum: bool = False  # in them, so that they go further, and most so where many frames speak
     # "grid": HR lies on the reference's grid and date. "registered": it may be shifted and
     # brighter, as HR of another sensor is.
     truth: Literal["grid", "registered"] = "grid"
@@ -76,7 +77,7 @@ def network(config: ModelConfig, compute: Compute = Compute()) -> Unrolled:
     chosen = options_of(config)
     return Unrolled(
         config.scale, config.psf_sigma, chosen.features, chosen.own_blocks, chosen.blocks,
-        chosen.agreement_features, chosen.iterations, compute,
+        chosen.agreement_features, chosen.iterations, chosen.momentum, compute,
     )  # fmt: skip
 
 
