@@ -366,6 +366,8 @@ def test_sections_are_frozen_and_hashable() -> None:
         ("compute.backend=plain", "plain"),
         ("model.options.search=7", 7),
         ("model.options.step=1.5", 1.5),
+        ("model.options.momentum=true", True),
+        ("model.options.momentum=False", False),
         ("simulation.change=0.5", 0.5),
         ("model.normalization.lr_mean=812.5", 812.5),
         ("model.normalization.lr_mean=(812.5,)", (812.5,)),

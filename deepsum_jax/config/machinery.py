@@ -184,7 +184,7 @@ def _parse(text: str, hint: Any) -> Any:
     if str in args or (typing.get_origin(hint) is Literal and text in args):
         return text
     lowered = text.lower()
-    if bool in args and lowered in ("true", "false"):
+    if (bool in args or hint is object) and lowered in ("true", "false"):
         return lowered == "true"
     try:
         value = ast.literal_eval(text)
