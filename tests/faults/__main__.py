@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,6 +100,8 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=0, metavar="N")
     p.add_argument("--report", type=Path, metavar="FILE", help="as Markdown")
     args = p.parse_args()
+    # A shell's background job ignores Ctrl-C, and so would all that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     worst = 0
     for part in args.parts:
         root = args.workdir / part
