@@ -174,7 +174,7 @@ def test_many_looks_bear_longer_steps_than_few() -> None:
         lr = looks(count=count)
         errors = [
             np.sqrt(np.mean(np.square(detailed(given, lr).image - hr)[inner, inner]))
-            for given in (bundle().replace(config=further), bundle().replace(config=plain))
+            for given in (Bundle(bundle().params, further), Bundle(bundle().params, plain))
         ]
         ratios.append(errors[0] / errors[1])
     assert ratios[1] < 0.97 < ratios[0] < 1.03
