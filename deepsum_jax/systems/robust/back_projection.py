@@ -47,7 +47,6 @@ from deepsum_jax.systems.robust.reference_image import (
 ITERATIONS = 20  # ≥ 0, in each round
 ROUNDS = 2  # ≥ 1, of weighing
 # A step sharpens noise as it does detail: one frame bears no more of them, the mean of many does.
-_FURTHER = 2  # times so many iterations, at the end
 _MANY = 3.0  # frames besides the reference; where so many speak, half of each further step is taken
 
 _AGREES = 0.15  # of a frame; one that agrees less is asked whether it shows the place at all
@@ -191,7 +190,7 @@ def _solve(
     speaking = _frames_per_pixel(stack, said, theirs)
     others = np.maximum(speaking - 1, 0) ** 4
     part = others / (others + _MANY**4)
-    image = back_project_all(image, frames, said, theirs, _FURTHER * iterations, part)
+    image = back_project_all(image, frames, said, theirs, iterations, part)
     every = [weights.get(n, 0 * own) for n in range(len(stack.frames))]
     return _Result(image, every, shifts, noise, strangers, speaking)
 
@@ -280,8 +279,8 @@ def robust_ibp(
         frame(y − s_y, x − s_x). By default they are found, up to a quarter of the smaller side.
       survey: of the large stack that the frames are a part of: where registration begins, and the
         one brightness, noise and contrast of all parts.
-      iterations: back-projections in each round, and twice as many at the end where many frames
-        speak; more sharpen further, noise too.
+      iterations: back-projections in each round, and as many at the end where many frames speak;
+        more sharpen further, noise too, and trust `psf_sigma` further.
       rounds: of weighing, the later ones against the sharpened image.
       return_details: return a `RobustBackProjection` instead of the image alone.
 
