@@ -23,7 +23,8 @@ from deepsum_jax.model.layers import apply
 from deepsum_jax.systems import unrolled
 from deepsum_jax.systems.system import Stack, SuperResolved
 from deepsum_jax.systems.table import SYSTEMS, init_params, param_shapes, system_of
-from deepsum_jax.systems.unrolling.network import accelerated, moves
+from deepsum_jax.systems.unrolling.back_projection import accelerated
+from deepsum_jax.systems.unrolling.network import moves
 from deepsum_jax.systems.unrolling.optics import inside, make_optics
 
 SHIFTS = np.array([(0, 0), (1, -2), (0.4, 1.3), (-1.6, 0.7), (2, 1)])

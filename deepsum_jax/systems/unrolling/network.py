@@ -19,12 +19,12 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from deepsum_jax.config import Compute
 from deepsum_jax.model import ops
 from deepsum_jax.model.layers import Conv, LinearParams
+from deepsum_jax.systems.unrolling.back_projection import SEEN, back_projected, share_of
 from deepsum_jax.systems.unrolling.optics import (
     Optics,
     enlarge_axis,
@@ -37,14 +37,10 @@ from deepsum_jax.systems.unrolling.optics import (
 
 Array = jax.Array
 
-STEP = 1.8  # 0..2, of a back-projection
 REGISTERED = 3  # Gauss-Newton steps of the shifts on the reference's own image
 FIRST_STEPS = 3  # weighted back-projections before the last such step, on their image
 OWN_STEPS = 8  # of the reference alone, before the network corrects it
 LAST_STEPS = 2  # of the reference, after the network
-_SEEN = 1e-3  # of a frame; a pixel that only the tails of sensors reach is not seen
-# A step sharpens noise as it does detail: where few frames speak it is shorter.
-_FEW, _MANY = 0.3, 3.0  # its length where none does besides the reference; so many, half the rest
 _GATE = 0.15  # frames; so many that spoke open the gate half
 _SMOOTH = 4.0  # LR pixels; brightness is matched locally where it changes as slowly
 _DETAIL = 0.2  # of what the own image added to the bicubic one: what a frame may differ by
@@ -191,7 +187,7 @@ class Unrolled(nn.Module):
         difference = self._differences(frames, use, own, expected, optics)
         weights = self._weights(difference, expected, use, optics, noise)
         if self.iterations:  # a sharper image registers better
-            step = self._back_projected(difference, weights, optics, FIRST_STEPS)
+            step = back_projected(difference, weights, optics, FIRST_STEPS, self.momentum)
             left = difference - optics.observe(step)
             shifts = shifts + moves(own + step, left, weights, optics)
             optics = looking(shifts)
@@ -210,7 +206,7 @@ class Unrolled(nn.Module):
         seen = optics.reference
         up = [jnp.asarray(enlarge_axis(n, r)) for n in frame.shape]
         plain = up[0] @ frame @ up[1].T
-        share = _share(seen.back_project(use[None]))
+        share = share_of(seen.back_project(use[None]))
 
         def closer(image: Array, _: None) -> tuple[Array, None]:
             left = use * (frame - seen.observe(image)[0])
@@ -239,7 +235,7 @@ class Unrolled(nn.Module):
         back. Nothing is learned in it or through it.
         """
         seen = optics.reference
-        share = _share(seen.back_project(use[None]))
+        share = share_of(seen.back_project(use[None]))
         known = jnp.maximum(box(use), 1 / 9)
 
         def closer(image: Array, _: None) -> tuple[Array, None]:
@@ -303,30 +299,6 @@ class Unrolled(nn.Module):
         logits = self.agreement(evidence[1:], use[1:]) + 2 - 2 * jnp.log1p(ratio[1:] / 4)
         return jnp.concatenate([use[:1], use[1:] * jax.nn.sigmoid(logits)])
 
-    def _back_projected(
-        self, difference: Array, weights: Array, optics: Optics, steps: int
-    ) -> Array:
-        """What weighted back-projection adds to the own image, [H, W]."""
-        share = _share(optics.back_project(weights))
-        if self.momentum:
-            others = optics.back_project(weights.at[0].set(0.0))
-            once = optics.reference.back_project(jnp.ones_like(weights[:1]))
-            many = jnp.square(jnp.square(others / once))
-            share = share / STEP * (_FEW + (1 - _FEW) * many / (many + _MANY**4))
-
-        def closer(
-            steps: tuple[Array, Array], factors: tuple[Array, Array]
-        ) -> tuple[tuple[Array, Array], None]:
-            step, before = steps
-            momentum, length = factors
-            left = difference - optics.observe(step)
-            back = share * optics.back_project(weights * left)
-            return (step + momentum * (step - before) + length * back, step), None
-
-        start = jnp.zeros(share.shape, difference.dtype)
-        factors = accelerated(steps) if self.momentum else (jnp.zeros(steps), jnp.ones(steps))
-        return lax.scan(closer, (start, start), factors)[0][0]
-
     def _fused(
         self, own: Array, features: Array, difference: Array, weights: Array, optics: Optics,
         detail: Array, noise: Array,
@@ -336,12 +308,12 @@ class Unrolled(nn.Module):
         whole = optics.back_project(weights)
         once = optics.reference.back_project(jnp.ones_like(weights[:1]))
         spoke, heard = whole / once, others / once
-        step = self._back_projected(difference, weights, optics, self.iterations)
+        step = back_projected(difference, weights, optics, self.iterations, self.momentum)
         left = difference - optics.observe(step)
-        share = _share(whole)
+        share = share_of(whole)
         remains = share * optics.back_project(weights * left)
         energy = optics.back_project((weights * jnp.square(left)).at[0].set(0.0))
-        spread = jnp.sqrt(energy / jnp.maximum(others, _SEEN * r**-2) + 1e-12)
+        spread = jnp.sqrt(energy / jnp.maximum(others, SEEN * r**-2) + 1e-12)
         log_noise = jnp.full_like(detail, jnp.log(noise) / 3)
         given = jnp.concatenate(
             [
@@ -363,21 +335,6 @@ class Unrolled(nn.Module):
         base = jnp.log(noise**2 + 0.25 * detail)
         log_variance = shuffle(base[..., None] + 2 * log_error, r)
         return Output(sr, own, log_variance, weights, spoke)
-
-
-def accelerated(steps: int) -> tuple[Array, Array]:
-    """Momentum and length of each step of the ν-method, ν = 1, [steps] each.
-
-    So many of its steps go about as far as their square of plain ones of length 1 (Hanke,
-    "Accelerated Landweber iterations for the solution of ill-posed equations", Numerische
-    Mathematik 60, 1991).
-    """
-    k, nu = np.arange(1, steps + 1), 1.0
-    momentum = (k - 1) * (2 * k - 3) * (2 * k + 2 * nu - 1) / (
-        (k + 2 * nu - 1) * (2 * k + 4 * nu - 1) * (2 * k + 2 * nu - 3)
-    )  # fmt: skip
-    length = 4 * (2 * k + 2 * nu - 1) * (k + nu - 1) / ((k + 2 * nu - 1) * (2 * k + 4 * nu - 1))
-    return jnp.asarray(momentum, jnp.float32), jnp.asarray(length, jnp.float32)
 
 
 def moves(image: Array, difference: Array, weights: Array, optics: Optics) -> Array:
@@ -411,11 +368,6 @@ def moves(image: Array, difference: Array, weights: Array, optics: Optics) -> Ar
     step = solved / jnp.maximum(a * d - b * b, 1e-12)[:, None]
     # Nothing is learned through the registration.
     return lax.stop_gradient(jnp.clip(step, -_FAR, _FAR).at[0].set(0.0))
-
-
-def _share(seen: Array) -> Array:
-    """What a back-projection is multiplied by, [H, W]; nothing where nothing was seen."""
-    return jnp.where(seen > _SEEN / 9, STEP / jnp.maximum(seen, _SEEN / 9), 0.0)
 
 
 def nearest(x: Array, scale: int) -> Array:
