@@ -39,6 +39,7 @@ from deepsum_jax.systems.robust.consensus import unusable
 from deepsum_jax.systems.robust.reference_image import (
     Frames,
     back_project_all,
+    crowd,
     mended,
     reference_image,
     seen_by,
@@ -46,8 +47,6 @@ from deepsum_jax.systems.robust.reference_image import (
 
 ITERATIONS = 20  # ≥ 0, in each round
 ROUNDS = 2  # ≥ 1, of weighing
-# A step sharpens noise as it does detail: one frame bears no more of them, the mean of many does.
-_MANY = 3.0  # frames besides the reference; where so many speak, half of each further step is taken
 
 _AGREES = 0.15  # of a frame; one that agrees less is asked whether it shows the place at all
 _ALIKE = 0.2  # correlation with the reference, the least of the same place
@@ -188,8 +187,7 @@ def _solve(
         said, theirs = list(weights.values()), [sensors[n] for n in weights]
         image = back_project_all(reference.image, frames, said, theirs, iterations)
     speaking = _frames_per_pixel(stack, said, theirs)
-    others = np.maximum(speaking - 1, 0) ** 4
-    part = others / (others + _MANY**4)
+    part = crowd(np.maximum(speaking - 1, 0))
     image = back_project_all(image, frames, said, theirs, iterations, part)
     every = [weights.get(n, 0 * own) for n in range(len(stack.frames))]
     return _Result(image, every, shifts, noise, strangers, speaking)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from deepsum_jax.systems.robust import agreement
 
 STEP = 1.8  # 0..2, of a back-projection
 SEEN = 1e-3  # of a frame; a pixel that only the tails of sensors reach is not seen
+# A step sharpens noise as it does detail: one frame bears no more of them, the mean of many does.
+_MANY = 3.0  # frames besides the reference, that are half a crowd
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,6 +64,11 @@ def back_project_all(
                    for s, f, w in zip(sensors, frames, weights)]  # fmt: skip
         image = image + share * sum(s.back_project(d) for s, d in zip(sensors, missing))
     return image
+
+
+def crowd(others: Any) -> Any:
+    """How far the frames that speak besides the reference are many, 0..1; numpy or JAX."""
+    return others**4 / (others**4 + _MANY**4)
 
 
 def seen_by(weights: Sequence[np.ndarray], sensors: Sequence[Sensor]) -> np.ndarray:

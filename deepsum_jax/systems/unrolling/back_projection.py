@@ -7,14 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deepsum_jax.systems.robust.reference_image import SEEN, STEP, crowd
 from deepsum_jax.systems.unrolling.optics import Optics
 
 Array = jax.Array
 
-STEP = 1.8  # 0..2, of a plain back-projection
-SEEN = 1e-3  # of a frame; a pixel that only the tails of sensors reach is not seen
-# A step sharpens noise as it does detail: with momentum it is shorter where few frames speak.
-_FEW, _MANY = 0.3, 3.0  # its length where none does besides the reference; so many, half the rest
+_FEW = 0.3  # length of a step with momentum where no frame speaks besides the reference
 
 
 def back_projected(
@@ -30,8 +28,7 @@ def back_projected(
     if momentum:
         others = optics.back_project(weights.at[0].set(0.0))
         once = optics.reference.back_project(jnp.ones_like(weights[:1]))
-        many = jnp.square(jnp.square(others / once))
-        share = share / STEP * (_FEW + (1 - _FEW) * many / (many + _MANY**4))
+        share = share / STEP * (_FEW + (1 - _FEW) * crowd(others / once))
 
     def closer(
         images: tuple[Array, Array], factors: tuple[Array, Array]

@@ -24,7 +24,8 @@ from jax import lax
 from deepsum_jax.config import Compute
 from deepsum_jax.model import ops
 from deepsum_jax.model.layers import Conv, LinearParams
-from deepsum_jax.systems.unrolling.back_projection import SEEN, back_projected, share_of
+from deepsum_jax.systems.robust.reference_image import SEEN
+from deepsum_jax.systems.unrolling.back_projection import back_projected, share_of
 from deepsum_jax.systems.unrolling.optics import (
     Optics,
     enlarge_axis,
