@@ -116,6 +116,8 @@ def test_a_tiny_run_ends_with_a_bundle_that_predicts(
         "model.num_frames": 3,
         "data.patch_size": 36,
         "data.validation_fraction": 0.1,
+        "sisrnet.batch_size": 4,
+        "sisrnet.steps": 2,
         "deepsum.batch_size": 4,
         "deepsum.steps": 2,
         "deepsum.log_every": 1,
@@ -142,7 +144,8 @@ def test_a_tiny_run_ends_with_a_bundle_that_predicts(
     config = TrainConfig.from_dict(files.read_json(tmp_path / "shipped/config.json"))
     assert config == default.settings(3, [f"{k}={v}" for k, v in changes.items()])
     log = (tmp_path / "shipped/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in log if "decibels" in line] == [1, 2]
+    told = [(r["stage"], r["step"]) for r in map(json.loads, log) if "own_decibels" in r]
+    assert told == [("sisrnet", 2), ("deepsum", 1), ("deepsum", 2)]
 
     scene = kelvins.read_scene(kelvins.find_scenes(data)[0])
     image: Any = predict(bundle, scene.lr[:1], scene.masks[:1])  # with no word on the reference

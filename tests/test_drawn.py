@@ -16,6 +16,7 @@ from helpers import contents, landscape
 from deepsum_jax.data import kelvins
 from deepsum_jax.data.scene import Scene
 from deepsum_jax.data.sensor import observe
+from deepsum_jax.simulation import drawn
 from deepsum_jax.simulation.dataset import kelvins_norm, write_scenes
 from deepsum_jax.simulation.dates import Dates
 from deepsum_jax.simulation.drawn import Drawn, draw_scene
@@ -264,6 +265,48 @@ def test_eight_bits_are_64_counts_each() -> None:
     assert told == again and a.lr[0].mean() > 2000
 
 
+def test_turned_ground_by_right_angles_is_the_ground() -> None:
+    date = ground(1, 4)
+    whole = 64.0 * date.values[0]
+    for turns in range(4):
+        view = drawn.View((35.5, 44.5), turns * np.pi / 2, 1.0)
+        values, known = view.of(date, 24)
+        expected = np.rot90(whole[24:48, 33:57], -turns)
+        np.testing.assert_allclose(values[0], expected, atol=0.05)
+        assert known.all() and known.shape == (1, 24, 24)
+
+
+def test_ground_from_further_away() -> None:
+    """A wave is as long as the angle and the zoom have it, and what is hidden stays hidden."""
+    y, x = np.indices((120, 120)) - 59.5
+    values = np.rint(8000 + 2000 * np.cos(2 * np.pi * (y + 2 * x) / 40))[None].astype(np.uint16)
+    masks = np.ones(values.shape, bool)
+    masks[0, 60:] = False
+    angle, zoom = 0.4, 1.5
+    seen, known = drawn.View((59.5, 59.5), angle, zoom).of(Dates(values, masks), 24)
+    v, u = zoom * (np.indices((24, 24)) - 11.5)
+    row, column = np.cos(angle) * v - np.sin(angle) * u, np.sin(angle) * v + np.cos(angle) * u
+    wave = np.cos(2 * np.pi * (row + 2 * column) / 40)
+    # A Gaussian leaves so much of it.
+    sigma2 = drawn.SHARP**2 * (zoom**2 - 1)
+    left = np.exp(-0.5 * sigma2 * 5 * (2 * np.pi / 40) ** 2)
+    np.testing.assert_allclose(seen[0], 8000 + 2000 * left * wave, atol=12)
+    assert known[0][row < -6].all() and not known[0][row > 0].any()
+
+
+def test_ground_is_turned_now_and_then() -> None:
+    given = [Dates(np.full((3, 150, 150), 100, "u1"), np.ones((3, 150, 150), bool))]
+    given[0].values[:, ::2] = 50  # stripes along rows: a turned one varies along them
+    found = []
+    for seed in range(40):
+        scene, _ = draw(with_(PLAIN, turned_chance=0.5), seed, given)
+        found.append(bool((np.ptp(hr_of(scene), axis=1) > 0).any()))
+    assert 10 < sum(found) < 30
+    small = [Dates(given[0].values[:, :48, :48], given[0].masks[:, :48, :48])]
+    scene, _ = draw(with_(PLAIN, turned_chance=1, zoom=(1.5, 1.5)), 0, small)  # no room: as it is
+    assert set(np.unique(hr_of(scene))) == {3200.0, 6400.0}
+
+
 def test_coarse_ground_is_its_pixels_mean() -> None:
     given = Dates(np.tile(ground().values, (1, 2, 2)), np.ones((5, 144, 180), bool))
     scene, truth = draw(with_(PLAIN, coarse_chance=1), 1, [given])
@@ -304,6 +347,7 @@ def test_coarse_ground_is_its_pixels_mean() -> None:
         ("offset_sigma: found -1, expected 0 to 1000", {"offset_sigma": -1}),
         ("spoilt_chance: found 2, expected 0 to 1", {"spoilt_chance": 2}),
         ("coarse_chance: found -1, expected 0 to 1", {"coarse_chance": -1}),
+        (r"zoom: found \(0.5, 1\), expected two rising numbers in 1 to 4", {"zoom": (0.5, 1)}),
     ],
 )
 def test_wrong_settings(message: str, options: dict[str, Any]) -> None:

@@ -20,13 +20,13 @@ from deepsum_jax.config import Compute, TrainConfig, override, preset
 from deepsum_jax.data import kelvins
 from deepsum_jax.data.sensor import observe
 from deepsum_jax.systems.table import init_params
-from deepsum_jax.systems.unrolled import END_TO_END
+from deepsum_jax.systems.unrolled import END_TO_END, OWN, network, own_loss, run
 from deepsum_jax.training import loop, parallel, stages
 from deepsum_jax.training.run import train
 from deepsum_jax.training.step import gradients
 
 SETTINGS = [
-    "deepsum.steps=7", "deepsum.checkpoint_every=2", "deepsum.validate_every=5",
+    "sisrnet.steps=3", "deepsum.steps=7", "deepsum.checkpoint_every=2", "deepsum.validate_every=5",
     "data.ground=changing", "data.reference=given", "data.min_lr_clearance=0.4",
     "data.min_hr_clearance=0.4", "data.max_value=0", "data.fewer_frames=0.4",
     "simulation.min_frames=2", "simulation.max_frames=4",
@@ -131,6 +131,41 @@ def make_batch(size: int = 4) -> dict[str, np.ndarray]:
         "hr": hr[..., None],
         "hr_mask": rng.random((*hr.shape, 1)) < 0.9,
     }
+
+
+def test_the_first_stage_learns_the_reference_s_own_image() -> None:
+    """The whole network's, in which other frames have no say, by its own parameters."""
+    batch: Any = make_batch()
+    params = init_params(UNROLLED, jax.random.key(5))
+    output = run(params, batch, UNROLLED, FAST)
+    alone: Any = jax.vmap(
+        lambda frame, mask, noise: network(UNROLLED, FAST).apply(
+            {"params": params}, frame, mask, noise, method="reference_alone"
+        )
+    )(batch["frames"][:, 0, ..., 0], batch["masks"][:, 0, ..., 0], batch["noise"])
+    np.testing.assert_allclose(alone, output.own, atol=1e-4)
+    found, told = own_loss({"own": params["own"]}, batch, CONFIG)
+    square = np.where(batch["hr_mask"], (np.asarray(output.own)[..., None] - batch["hr"]) ** 2, 0)
+    inner = (slice(None), slice(3, -3), slice(3, -3))
+    mean = square[inner].sum(axis=(1, 2, 3)) / batch["hr_mask"][inner].sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(found, np.log(mean), rtol=1e-3)
+    np.testing.assert_allclose(told["own_decibels"], -10 * np.log10(mean), rtol=1e-3)
+    gradient, _ = gradients({"own": params["own"]}, batch, OWN, CONFIG)
+    assert set(gradient) == {"own"} and END_TO_END.takes == ("own",)
+    assert all(np.abs(leaf).max() > 0 for leaf in leaves(gradient).values())
+
+
+def test_both_stages_in_a_row(tmp_path: Path) -> None:
+    """The second begins with what the first has learned, and each is judged by its own images."""
+    train(tmp_path / "w", CONFIG, only=("sisrnet",), **QUIET)
+    first = load_params(tmp_path / "w" / "sisrnet/last")
+    assert set(first.params) == {"own"} and (first.info.validation_cpsnr or 0) > 10
+    train(tmp_path / "w", CONFIG, only=("deepsum",), **QUIET)
+    records = [json.loads(x) for x in (tmp_path / "w/metrics.jsonl").read_text().splitlines()]
+    assert {r["stage"] for r in records} == {"sisrnet", "deepsum"}
+    before, after = leaves(first.params), leaves(load_params(tmp_path / "w/deepsum/last").params)
+    moved = {path: np.abs(after[path] - value).max() for path, value in before.items()}
+    assert max(moved.values()) < 0.02
 
 
 def mapped(config: TrainConfig, count: int) -> Any:

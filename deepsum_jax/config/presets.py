@@ -46,10 +46,10 @@ UNROLLED = TrainConfig(
     model=ModelConfig(
         system="unrolled",
         num_frames=11,
-        psf_sigma=0.4,
+        psf_sigma=0.42,
         residual_init="zeros",
         hidden="filled",
-        options=Settings({"iterations": 12, "momentum": True}),
+        options=Settings({"own_blocks": 4, "iterations": 12, "momentum": True}),
     ),
     data=DataConfig(
         patch_size=96,
@@ -62,9 +62,17 @@ UNROLLED = TrainConfig(
         augment=True,
         fewer_frames=0.35,
     ),
+    sisrnet=dataclasses.replace(
+        _DEMO_STAGE,
+        steps=8000,
+        learning_rate=3e-3,
+        warmup_steps=50,
+        validate_every=2000,
+        checkpoint_every=500,
+    ),
     deepsum=dataclasses.replace(
         _DEMO_STAGE,
-        steps=3600,
+        steps=2700,
         learning_rate=1.5e-3,
         warmup_steps=50,
         validate_every=900,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.ndimage
@@ -20,6 +20,9 @@ from deepsum_jax.data.scene import Scene
 from deepsum_jax.simulation.dates import Dates
 from deepsum_jax.simulation.steady import CONVENTION
 from deepsum_jax.simulation.wald import HIDDEN, REACH, as_counts, pixel_means, to_counts
+
+SHARP = 0.45  # pixels, a Gaussian about as wide as what a sharp image's pixel shows
+_ROOM = 2  # pixels of the ground that interpolation sees besides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Drawn(Section):
     spoilt_chance: float = 0.25  # of a scene, to have frames that show something else
     masked_chance: float = 0.3  # of a frame, to have a masked part
     coarse_chance: float = 0.3  # that the ground is seen at half its resolution
+    turned_chance: float = 0.0  # that it is turned by any angle and seen from further away
+    zoom: tuple[float, ...] = (1.0, 1.5)  # how much further, evenly in the logarithm
 
     def check(self) -> None:
         self._require(1 <= self.scale <= 8, "scale", "1 to 8")
@@ -59,6 +64,8 @@ class Drawn(Section):
             "spoilt_chance": (0, 1),
             "masked_chance": (0, 1),
             "coarse_chance": (0, 1),
+            "turned_chance": (0, 1),
+            "zoom": (1, 4),
         }
         self._require_within(ranges)
 
@@ -99,6 +106,8 @@ def _place(ground: Dates, config: Drawn, psf_sigma: float, rng: np.random.Genera
     limits = ground.values.shape[1:]
     if side > min(limits):
         raise ValueError(f"dates: found {limits[0]} × {limits[1]} pixels, expected {side} × {side}")
+    turned = rng.random() < config.turned_chance
+    view = _turned_view(side, limits, config, rng) if turned else None
     times = 2 if rng.random() < config.coarse_chance and min(limits) >= 2 * side else 1
 
     def cut() -> tuple[np.ndarray, np.ndarray]:
@@ -109,8 +118,59 @@ def _place(ground: Dates, config: Drawn, psf_sigma: float, rng: np.random.Genera
         known = np.asarray(ground.masks[:, rows, columns].reshape(split).all(axis=(2, 4)))
         return values, known
 
-    (dates, masks), (elsewhere, _) = cut(), cut()
-    return _Place(dates, masks, elsewhere, margin)
+    dates, masks = cut() if view is None else view.of(ground, side)
+    return _Place(dates, masks, cut()[0], margin)
+
+
+class View(NamedTuple):
+    """A square of the ground, turned about its middle, and seen in coarser pixels."""
+
+    centre: tuple[float, float]  # pixels of the ground
+    angle: float
+    zoom: float  # pixels of the ground per pixel of the view
+
+    def of(self, ground: Dates, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """Counts and masks [T, side, side], as sharp for their pixels as the ground for its own."""
+        reach = int(np.ceil(_half(side, self.angle, self.zoom))) + _ROOM
+        corner = [max(0, int(c) - reach) for c in self.centre]
+        rows, columns = (slice(n, n + 2 * reach + 1) for n in corner)
+        sine, cosine = np.sin(self.angle), np.cos(self.angle)
+        matrix = self.zoom * np.array([[cosine, -sine], [sine, cosine]])
+        middle = np.subtract(self.centre, corner) - matrix @ np.full(2, (side - 1) / 2)
+        blur = SHARP * np.sqrt(self.zoom**2 - 1)
+
+        def seen(image: np.ndarray, order: Literal[1, 3]) -> np.ndarray:
+            shape = (side, side)
+            return np.asarray(
+                scipy.ndimage.affine_transform(
+                    image, matrix, middle, shape, order=order, mode="nearest"
+                )
+            )
+
+        values, known = [], []
+        for date, mask in zip(ground.values[:, rows, columns], ground.masks[:, rows, columns]):
+            values.append(seen(scipy.ndimage.gaussian_filter(as_counts(date), blur), order=3))
+            hidden = scipy.ndimage.binary_dilation(~mask, iterations=_ROOM)
+            known.append(seen(hidden.astype(np.float32), order=1) < HIDDEN)
+        return np.stack(values), np.stack(known)
+
+
+def _half(side: int, angle: float, zoom: float) -> float:
+    """How far a turned square of a view reaches from its centre, pixels of the ground."""
+    return zoom * side / 2 * (abs(np.sin(angle)) + abs(np.cos(angle)))
+
+
+def _turned_view(
+    side: int, limits: tuple[int, ...], config: Drawn, rng: np.random.Generator
+) -> View | None:
+    """A view that lies within the ground; none where it is too small for that drawn."""
+    zoom = float(np.exp(rng.uniform(*np.log(config.zoom))))
+    angle = rng.uniform(0, 2 * np.pi)
+    reach = _half(side, angle, zoom) + _ROOM
+    if 2 * reach > min(limits) - 1:
+        return None
+    y, x = (float(rng.uniform(reach, n - 1 - reach)) for n in limits)
+    return View((y, x), angle, zoom)
 
 
 def _members(dates: int, config: Drawn, rng: np.random.Generator) -> list[int]:

@@ -41,6 +41,7 @@ Array = jax.Array
 
 PARTS = ("own", "agreement", "fusion", "error")
 _OWN, _SURE = 0.5, 0.05  # parts of the loss that the own image and the standard error have
+_DECIBEL = -10 / np.log(10)  # of a logarithm of an error
 _LEAST = 1e-6  # of the contrast squared; an error below it counts no more
 # One network at a time uses all of a device; two would only need twice the memory. What else is to
 # be done for a tile goes on beside it.
@@ -107,12 +108,36 @@ def check(config: ModelConfig) -> None:
 # --- training ------------------------------------------------------------------------------------
 
 
+def _alone(
+    params: Params, config: ModelConfig, compute: Compute, frame: Array, mask: Array, noise: Array
+) -> Array:
+    """What the network makes of a reference [h, w] alone: [H, W]."""
+    given = {"params": {"own": params["own"]}}
+    image: Any = network(config, compute).apply(given, frame, mask, noise, method="reference_alone")
+    return image
+
+
 def run(params: Params, batch: Batch, config: ModelConfig, compute: Compute) -> Output:
     """The network on a batch of aligned records; see `data.patches`."""
     module = network(config, compute)
     return jax.vmap(functools.partial(apply, module, params))(
         batch["frames"][..., 0], batch["masks"][..., 0], batch["frame_shifts"], batch["noise"]
     )
+
+
+def own_loss(
+    params: Params, batch: Batch, config: TrainConfig, axis_name: str | None = None
+) -> tuple[Array, dict[str, Array]]:
+    """Log mean square error of what is made of the reference alone.
+
+    Diagnostics: `own_decibels`, contrast over error.
+    """
+    alone = functools.partial(_alone, params, config.model, config.compute)
+    image = jax.vmap(alone)(
+        batch["frames"][:, 0, ..., 0], batch["masks"][:, 0, ..., 0], batch["noise"]
+    )
+    error = _log_error(image, batch, config)
+    return error, {"own_decibels": _DECIBEL * error}
 
 
 def loss(
@@ -124,25 +149,34 @@ def loss(
     is worse than the reference's own. Diagnostics: `decibels` and `own_decibels`, contrast over
     error.
     """
-    options, border = options_of(config.model), config.border
     output = run(params, batch, config.model, config.compute)
-    mask = batch["hr_mask"]
-    hr = jnp.where(mask, batch["hr"], 0)  # what a mask hides may be NaN
-
-    def error(image: Array) -> Array:
-        if options.truth == "registered":
-            return losses.registered_mse(image[..., None], hr, mask, border)
-        return _mean(jnp.square(image - hr[..., 0]), mask[..., 0], border)
-
-    fused, own = (jnp.log(error(image) + _LEAST) for image in (output.sr, output.own))
+    fused, own = (_log_error(image, batch, config) for image in (output.sr, output.own))
     worse = jax.nn.relu(fused - lax.stop_gradient(own))
     total = fused + _OWN * own + worse
-    if options.truth == "grid":
-        square = lax.stop_gradient(jnp.square(output.sr - hr[..., 0])) + 1e-9
+    if options_of(config.model).truth == "grid":
+        hr, mask = _truth(batch)
+        square = lax.stop_gradient(jnp.square(output.sr - hr)) + 1e-9
         unlikely = output.log_variance + square * jnp.exp(-output.log_variance)
-        total = total + _SURE * _mean(unlikely, mask[..., 0], border)
-    decibel = -10 / np.log(10)
-    return total, {"decibels": decibel * fused, "own_decibels": decibel * own}
+        total = total + _SURE * _mean(unlikely, mask, config.border)
+    return total, {"decibels": _DECIBEL * fused, "own_decibels": _DECIBEL * own}
+
+
+def _truth(batch: Batch) -> tuple[Array, Array]:
+    """HR [B, H, W] and where it is reliable; what a mask hides may be NaN, and is 0 here."""
+    mask = batch["hr_mask"][..., 0]
+    return jnp.where(mask, batch["hr"][..., 0], 0), mask
+
+
+def _log_error(image: Array, batch: Batch, config: TrainConfig) -> Array:
+    """Logarithm of the mean square error of images [B, H, W] → [B]."""
+    hr, mask = _truth(batch)
+    if options_of(config.model).truth == "registered":
+        error = losses.registered_mse(
+            image[..., None], hr[..., None], mask[..., None], config.border
+        )
+    else:
+        error = _mean(jnp.square(image - hr), mask, config.border)
+    return jnp.log(error + _LEAST)
 
 
 def _mean(x: Array, mask: Array, border: int) -> Array:
@@ -162,7 +196,25 @@ def scene_image(
     return stack.raw(_images(params, [stack], config.model, config.compute).sr[0])[..., None], None
 
 
-END_TO_END = Stage("deepsum", loss, trains=PARTS, view="aligned", image=scene_image, log_loss=True)
+def own_scene_image(
+    params: Params, scene: PreparedScene, config: TrainConfig
+) -> tuple[np.ndarray, None]:
+    """SR [H, W, 1] raw of a scene's reference alone."""
+    assert scene.aligned is not None
+    one = scene.aligned.of(1)
+    image = _compiled_alone(_plain(config.model), config.compute)(
+        params, one.frames[0], one.masks[0], one.noise
+    )
+    return one.raw(np.asarray(image, np.float32))[..., None], None
+
+
+# The image of the reference first, which needs no other frame, and is cheap to learn.
+OWN = Stage(
+    "sisrnet", own_loss, trains=("own",), view="aligned", image=own_scene_image, log_loss=True
+)
+END_TO_END = Stage(
+    "deepsum", loss, trains=PARTS, view="aligned", takes=("own",), image=scene_image, log_loss=True
+)
 
 
 # --- prediction ----------------------------------------------------------------------------------
@@ -177,14 +229,23 @@ def _compiled(config: ModelConfig, compute: Compute, devices: int = 1) -> Callab
     return jax.pmap(run, in_axes=(None, 0, 0, 0, 0), devices=jax.local_devices()[:devices])
 
 
+@functools.lru_cache(maxsize=8)
+def _compiled_alone(config: ModelConfig, compute: Compute) -> Callable[..., Array]:
+    """`_alone` of one reference."""
+    return jax.jit(lambda params, *given: _alone(params, config, compute, *given))
+
+
+def _plain(config: ModelConfig) -> ModelConfig:
+    """The normalisation is no part of the computation, and must not compile it anew."""
+    return dataclasses.replace(config, normalization=ModelConfig().normalization)
+
+
 def _images(
     params: Params, stacks: Sequence[Aligned], config: ModelConfig, compute: Compute
 ) -> Any:
     """The network's `Output` for stacks of one shape, at most one for each device, as numpy's
     arrays with a leading axis."""
-    # The normalisation is no part of the computation, and must not compile it anew.
-    plain = dataclasses.replace(config, normalization=ModelConfig().normalization)
-    run = _compiled(plain, compute, len(stacks))
+    run = _compiled(_plain(config), compute, len(stacks))
     given = [(s.frames, s.masks, s.shifts, s.noise) for s in stacks]
     with _COMPUTING:
         if len(stacks) == 1:
@@ -265,7 +326,7 @@ UNROLLED = System(
     label="unrolled",
     options=Options,
     check=check,
-    stages=lambda config: (END_TO_END,),
+    stages=lambda config: (OWN, END_TO_END),
     param_shapes=param_shapes,
     zeroed=tuple((part, "leave") for part in PARTS),
     super_resolve=super_resolve,

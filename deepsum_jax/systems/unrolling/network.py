@@ -41,7 +41,8 @@ Array = jax.Array
 REGISTERED = 3  # Gauss-Newton steps of the shifts on the reference's own image
 FIRST_STEPS = 3  # weighted back-projections before the last such step, on their image
 OWN_STEPS = 8  # of the reference alone, before the network corrects it
-LAST_STEPS = 2  # of the reference, after the network
+LAST_STEPS = 6  # of the reference, after the network
+_HEARD = 0.4  # of the noise; what the reference shows beyond it is made true
 _GATE = 0.15  # frames; so many that spoke open the gate half
 _SMOOTH = 4.0  # LR pixels; brightness is matched locally where it changes as slowly
 _DETAIL = 0.2  # of what the own image added to the bicubic one: what a frame may differ by
@@ -169,6 +170,15 @@ class Unrolled(nn.Module):
         with jax.default_matmul_precision(self.compute.precision):
             return self._image(frames, masks, shifts, noise)
 
+    def reference_alone(self, frame: Array, mask: Array, noise: Array) -> Array:
+        """The own image [H, W] of a reference [h, w], as `__call__` makes it."""
+        with jax.default_matmul_precision(self.compute.precision):
+            shape = (frame.shape[0], frame.shape[1])
+            optics = make_optics(shape, jnp.zeros((1, 2)), self.scale, self.psf_sigma)
+            use, noise = mask.astype(frame.dtype), jnp.maximum(noise, _FLOOR)
+            own, _, _ = self._own_image(frame, use, optics, noise)
+            return self._true_to(own, frame, use, optics, noise)
+
     def _image(self, frames: Array, masks: Array, shifts: Array, noise: Array) -> Output:
         r, shape = self.scale, (frames.shape[1], frames.shape[2])
         use = (masks & inside(shape, shifts, r)).astype(frames.dtype)
@@ -233,7 +243,8 @@ class Unrolled(nn.Module):
         """An image [H, W] that shows the reference what it saw, within its noise.
 
         Of what the image leaves of the frame, the part above the noise, as of Wiener, is projected
-        back. Nothing is learned in it or through it.
+        back; above a part of it, as noise that is measured on texture is too large. Nothing is
+        learned in it or through it.
         """
         seen = optics.reference
         share = share_of(seen.back_project(use[None]))
@@ -242,7 +253,7 @@ class Unrolled(nn.Module):
         def closer(image: Array, _: None) -> tuple[Array, None]:
             left = use * (frame - seen.observe(image)[0])
             power = jnp.maximum(box(jnp.square(left)) / known, 1e-12)
-            part = jax.nn.relu(1 - noise**2 / power)
+            part = jax.nn.relu(1 - jnp.square(_HEARD * noise) / power)
             return image + share * seen.back_project((part * left)[None]), None
 
         closest, _ = lax.scan(closer, lax.stop_gradient(image), length=LAST_STEPS)
