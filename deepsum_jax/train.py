@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     p = cli.parser(
         "deepsum train",
-        "Train DeepSUM in three stages: SISRNet, RegNet, then end to end.",
+        "Train DeepSUM in its stages (SISRNet, RegNet, end to end), or another system in its own.",
         """examples:
   train --workdir W                             a demo on simulated scenes, minutes on a CPU
   train --workdir W --data DIR                  the published training on your scenes

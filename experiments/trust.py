@@ -313,12 +313,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     shipped = _shipped(args.params)
     bundle, made = shipped[3], machine()
     stacks = {**real.real_stacks(args.dates), **real.simulated_stacks()}
-    steady = "simulated, steady ground"  # its HR lies on a grid of its own
     sure, true, more = {}, {}, {}
     for name, scenes in tqdm(stacks.items(), "stacks"):
         predictions = [_predicted(bundle, scene) for scene in scenes]
         more[name] = added(bundle, predictions, scenes)
-        if name == steady:
+        if name == real.STEADY:  # its HR lies on a grid of its own
             continue
         sure[name] = sureness(predictions, scenes)
         if name.startswith(tuple(real.BANDS)):
