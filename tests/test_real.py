@@ -65,6 +65,23 @@ def test_scores_and_what_is_written() -> None:
     assert len(real.chart(scores, LABELS).axes[0].lines) == len(LABELS)
 
 
+def test_the_named_reference_leads_where_it_is_asked_for() -> None:
+    """The company's too."""
+    plain = Bundle({}, ModelConfig(system="robust_ibp"))
+    made = scene(0)
+    named = real.reference_index(made)
+    other = dataclasses.replace(made, reference=(named + 1) % 5)  # the masks still call for `named`
+    keys = ("robust_ibp", "bicubic", "ibp_one", "ibp")
+
+    def scores(one: Scene, bundle: Bundle) -> list[float]:
+        found = real.score_stacks({"one": [one]}, {"robust_ibp": bundle}, max_frames=5)["one"]
+        return [found[key][0] for key in keys]
+
+    assert scores(other, plain) == scores(made, plain) == scores(made, real.by_given(plain))
+    led = scores(other, real.by_given(plain))
+    assert all(a != b for a, b in zip(led[:3], scores(made, plain)))
+
+
 def test_spoilt_references_of_every_stack() -> None:
     """Looks without their reference are worth as much as IBP makes of them."""
     bundles = {name: Bundle({}, ModelConfig(system=name)) for name in ("ibp", "robust_ibp")}
