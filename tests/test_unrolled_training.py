@@ -140,7 +140,7 @@ def test_the_first_stage_learns_the_reference_s_own_image() -> None:
     output = run(params, batch, UNROLLED, FAST)
     alone: Any = jax.vmap(
         lambda frame, mask, noise: network(UNROLLED, FAST).apply(
-            {"params": params}, frame, mask, noise, method="reference_alone"
+            {"params": params}, frame, mask, noise, True, method="reference_alone"
         )
     )(batch["frames"][:, 0, ..., 0], batch["masks"][:, 0, ..., 0], batch["noise"])
     np.testing.assert_allclose(alone, output.own, atol=1e-4)

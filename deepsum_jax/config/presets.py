@@ -64,18 +64,18 @@ UNROLLED = TrainConfig(
     ),
     sisrnet=dataclasses.replace(
         _DEMO_STAGE,
-        steps=8000,
+        steps=5400,
         learning_rate=3e-3,
         warmup_steps=50,
-        validate_every=2000,
+        validate_every=1800,
         checkpoint_every=500,
     ),
     deepsum=dataclasses.replace(
         _DEMO_STAGE,
-        steps=2700,
+        steps=2400,
         learning_rate=1.5e-3,
         warmup_steps=50,
-        validate_every=900,
+        validate_every=800,
         checkpoint_every=250,
     ),
 )

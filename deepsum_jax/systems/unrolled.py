@@ -109,18 +109,21 @@ def check(config: ModelConfig) -> None:
 
 
 def _alone(
-    params: Params, config: ModelConfig, compute: Compute, frame: Array, mask: Array, noise: Array
-) -> Array:
+    params: Params, config: ModelConfig, compute: Compute, free: bool,
+    frame: Array, mask: Array, noise: Array,
+) -> Array:  # fmt: skip
     """What the network makes of a reference [h, w] alone: [H, W]."""
     given = {"params": {"own": params["own"]}}
-    image: Any = network(config, compute).apply(given, frame, mask, noise, method="reference_alone")
+    image: Any = network(config, compute).apply(
+        given, frame, mask, noise, free, method="reference_alone"
+    )
     return image
 
 
 def run(params: Params, batch: Batch, config: ModelConfig, compute: Compute) -> Output:
-    """The network on a batch of aligned records; see `data.patches`."""
+    """The network on a batch of aligned records, free to err; see `data.patches`."""
     module = network(config, compute)
-    return jax.vmap(functools.partial(apply, module, params))(
+    return jax.vmap(lambda *given: apply(module, params, *given, True))(
         batch["frames"][..., 0], batch["masks"][..., 0], batch["frame_shifts"], batch["noise"]
     )
 
@@ -132,7 +135,7 @@ def own_loss(
 
     Diagnostics: `own_decibels`, contrast over error.
     """
-    alone = functools.partial(_alone, params, config.model, config.compute)
+    alone = functools.partial(_alone, params, config.model, config.compute, True)
     image = jax.vmap(alone)(
         batch["frames"][:, 0, ..., 0], batch["masks"][:, 0, ..., 0], batch["noise"]
     )
@@ -232,7 +235,7 @@ def _compiled(config: ModelConfig, compute: Compute, devices: int = 1) -> Callab
 @functools.lru_cache(maxsize=8)
 def _compiled_alone(config: ModelConfig, compute: Compute) -> Callable[..., Array]:
     """`_alone` of one reference."""
-    return jax.jit(lambda params, *given: _alone(params, config, compute, *given))
+    return jax.jit(lambda params, *given: _alone(params, config, compute, False, *given))
 
 
 def _plain(config: ModelConfig) -> ModelConfig:

@@ -158,28 +158,34 @@ class Unrolled(nn.Module):
         self.fusion = Trunk(features, self.blocks, leaving, compute, name="fusion")
         self.error = Error(features // 2, leaving, compute, name="error")
 
-    def __call__(self, frames: Array, masks: Array, shifts: Array, noise: Array) -> Output:
+    def __call__(
+        self, frames: Array, masks: Array, shifts: Array, noise: Array, free: bool = False
+    ) -> Output:
         """Args:
         frames: [N, h, w] in units of the reference's contrast about its level, in its
           brightness; finite. Frame 0 is the reference.
         masks: [N, h, w] bool.
         shifts: [N, 2], HR pixels; see `data.sensor`.
         noise: scalar, deviation in the same units.
+        free: leaves images as the network makes them, for it to learn from: what is set right
+          behind it tells it nothing of its own errors.
         """
         # Of the sensors' products too: half their digits would be lost on accelerators.
         with jax.default_matmul_precision(self.compute.precision):
-            return self._image(frames, masks, shifts, noise)
+            return self._image(frames, masks, shifts, noise, free)
 
-    def reference_alone(self, frame: Array, mask: Array, noise: Array) -> Array:
+    def reference_alone(self, frame: Array, mask: Array, noise: Array, free: bool = False) -> Array:
         """The own image [H, W] of a reference [h, w], as `__call__` makes it."""
         with jax.default_matmul_precision(self.compute.precision):
             shape = (frame.shape[0], frame.shape[1])
             optics = make_optics(shape, jnp.zeros((1, 2)), self.scale, self.psf_sigma)
             use, noise = mask.astype(frame.dtype), jnp.maximum(noise, _FLOOR)
             own, _, _ = self._own_image(frame, use, optics, noise)
-            return self._true_to(own, frame, use, optics, noise)
+            return own if free else self._true_to(own, frame, use, optics, noise)
 
-    def _image(self, frames: Array, masks: Array, shifts: Array, noise: Array) -> Output:
+    def _image(
+        self, frames: Array, masks: Array, shifts: Array, noise: Array, free: bool
+    ) -> Output:
         r, shape = self.scale, (frames.shape[1], frames.shape[2])
         use = (masks & inside(shape, shifts, r)).astype(frames.dtype)
         noise = jnp.maximum(noise, _FLOOR)
@@ -204,6 +210,8 @@ class Unrolled(nn.Module):
             optics = looking(shifts)
             difference = self._differences(frames, use, own, expected, optics)
         output = self._fused(own, features, difference, weights, optics, detail, noise)
+        if free:
+            return output
         closer = functools.partial(
             self._true_to, frame=frames[0], use=use[0], optics=optics, noise=noise
         )
@@ -243,8 +251,7 @@ class Unrolled(nn.Module):
         """An image [H, W] that shows the reference what it saw, within its noise.
 
         Of what the image leaves of the frame, the part above the noise, as of Wiener, is projected
-        back; above a part of it, as noise that is measured on texture is too large. Nothing is
-        learned in it or through it.
+        back; above a part of it, as noise that is measured on texture is too large.
         """
         seen = optics.reference
         share = share_of(seen.back_project(use[None]))
@@ -256,8 +263,7 @@ class Unrolled(nn.Module):
             part = jax.nn.relu(1 - jnp.square(_HEARD * noise) / power)
             return image + share * seen.back_project((part * left)[None]), None
 
-        closest, _ = lax.scan(closer, lax.stop_gradient(image), length=LAST_STEPS)
-        return image + lax.stop_gradient(closest - image)
+        return lax.scan(closer, image, length=LAST_STEPS)[0]
 
     def _expected(self, detail: Array, optics: Optics, noise: Array) -> Array:
         """How much a frame may differ from the own image, [N, h, w]."""
