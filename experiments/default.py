@@ -39,10 +39,9 @@ from experiments.dates import add_dates, rasters
 
 COLUMNS = (0, 280)  # of the rasters, that may train
 SEED = 3  # of all that is drawn; reported scenes have others
-REAL, SIMULATED = 3600, 300  # scenes
+REAL, SIMULATED = 3000, 300  # scenes
 MIXTURES = 16  # of the bands, as ground of their own
-BLUR = (0.34, 0.5)  # LR pixels, of the scenes' sensors: about what the network assumes
-TURNED = 0.6  # chance of a real scene to be turned by any angle and seen from further away
+BLUR = (0.34, 0.48)  # LR pixels, of the scenes' sensors: about what the network assumes
 WINDOW = 32  # LR pixels, of a real scene
 _BANDS = (1, 2, 3, 4)
 _RED, _NEAR_INFRARED = 0, 3  # of these
@@ -78,7 +77,7 @@ def scenes(
     ground: Sequence[Dates], scale: int, real: int, simulated: int
 ) -> Iterator[tuple[str, Scene, Mapping[str, Any]]]:
     """All training scenes of a scale."""
-    drawn = Drawn(scale=scale, window=scale * WINDOW, psf_sigma=BLUR, turned_chance=TURNED)
+    drawn = Drawn(scale=scale, window=scale * WINDOW, psf_sigma=BLUR)
     for n in range(real):
         rng = np.random.default_rng([SEED, scale, n])
         yield ("train", *draw_scene(ground, drawn, rng, f"imgset{n:04d}"))
