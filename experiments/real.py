@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -310,7 +311,7 @@ def chart(scores: dict[str, dict[str, list[float]]], labels: dict[str, str]) -> 
         heights = np.arange(len(scores)) + (n / len(shown) - 0.5) * 0.6
         axis.plot(means, heights, "o", label=labels[key])
     axis.axvline(0, color="black", linewidth=1)
-    axis.set_yticks(range(len(scores)), list(scores))
+    axis.set_yticks(range(len(scores)), [textwrap.fill(name, 32) for name in scores])
     axis.invert_yaxis()
     axis.set(
         xlabel="mean cPSNR above bicubic of the reference frame, dB",
