@@ -112,7 +112,7 @@ class Truth(NamedTuple):
     farthest: float  # of a scene
     level: float  # greatest difference of a scene's mean, as part of HR's
     residual: float  # RMS of the reference less the image seen through the sensor, over its noise
-    told: float = 0.0  # the same where the system is told the sensor's blur
+    told: float  # the same where the system is told the sensor's blur
 
 
 def shift_between(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -124,9 +124,11 @@ def shift_between(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def truthfulness(
-    predictions: Sequence[Prediction], scenes: Sequence[Scene], sensor: WaldConfig = WaldConfig()
-) -> Truth:
-    """How true images are in position and level; frames are as `sensor` makes them."""
+    predictions: Sequence[Prediction], told: Sequence[Prediction], scenes: Sequence[Scene],
+    sensor: WaldConfig = WaldConfig(),
+) -> Truth:  # fmt: skip
+    """How true images are in position and level, and those of a system that is told the sensor's
+    blur; frames are as `sensor` makes them."""
     shifts, levels = [], []
     for prediction, scene in zip(predictions, scenes):
         assert scene.hr is not None
@@ -139,6 +141,7 @@ def truthfulness(
         float(np.abs(shifts).max()),
         float(np.abs(levels).max()),
         residual(predictions, scenes, sensor),
+        residual(told, scenes, sensor),
     )
 
 
@@ -325,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bundle, made = shipped[3], machine()
     stacks = {**real.real_stacks(args.dates), **real.simulated_stacks()}
     sure, true, more = {}, {}, {}
-    change = WaldConfig().psf_sigma - bundle.config.psf_sigma
+    knowing = _blurred(bundle, WaldConfig().psf_sigma - bundle.config.psf_sigma)
     for name, scenes in tqdm(stacks.items(), "stacks"):
         predictions = [_predicted(bundle, scene) for scene in scenes]
         more[name] = added(bundle, predictions, scenes)
@@ -333,8 +336,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         sure[name] = sureness(predictions, scenes)
         if name.startswith(tuple(real.BANDS)):
-            told = [_predicted(_blurred(bundle, change), scene) for scene in scenes]
-            true[name] = truthfulness(predictions, scenes)._replace(told=residual(told, scenes))
+            told = [_predicted(knowing, scene) for scene in scenes]
+            true[name] = truthfulness(predictions, told, scenes)
     frames = curve(
         {
             "unrolled": bundle,

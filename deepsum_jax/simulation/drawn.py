@@ -106,7 +106,8 @@ def _place(ground: Dates, config: Drawn, psf_sigma: float, rng: np.random.Genera
     limits = ground.values.shape[1:]
     if side > min(limits):
         raise ValueError(f"dates: found {limits[0]} × {limits[1]} pixels, expected {side} × {side}")
-    turned = rng.random() < config.turned_chance
+    # Nothing is drawn for it where nothing turns: the same numbers make the same scenes as ever.
+    turned = config.turned_chance > 0 and rng.random() < config.turned_chance
     view = _turned_view(side, limits, config, rng) if turned else None
     times = 2 if rng.random() < config.coarse_chance and min(limits) >= 2 * side else 1
 
